@@ -42,9 +42,15 @@ pub struct ModalitySupport {
 
 impl ModalitySupport {
     /// Support without a maximum yet: [`max_tokens`](Self::max_tokens) must follow.
-    #[expect(clippy::new_without_default, reason = "without a maximum it is not a usable value")]
+    #[expect(
+        clippy::new_without_default,
+        reason = "without a maximum it is not a usable value"
+    )]
     pub const fn new() -> Self {
-        Self { max_tokens: None, mapper: None }
+        Self {
+            max_tokens: None,
+            mapper: None,
+        }
     }
 
     /// The most positions that one item can take.
@@ -100,7 +106,10 @@ impl ModelEntry {
         crate_name: &'static str,
         architectures: &'static [&'static str],
     ) -> Self {
-        assert!(!crate_name.is_empty(), "a model needs its crate's name: env!(\"CARGO_PKG_NAME\")");
+        assert!(
+            !crate_name.is_empty(),
+            "a model needs its crate's name: env!(\"CARGO_PKG_NAME\")"
+        );
         assert!(
             !architectures.is_empty(),
             "a model needs an architecture: give the names of config.json's `architectures` that it loads"
@@ -165,7 +174,10 @@ impl ModelEntry {
     /// twice.
     #[must_use]
     pub const fn modality(mut self, name: &'static str, support: ModalitySupport) -> Self {
-        assert!(!name.is_empty(), "a modality needs a name, such as \"image\"");
+        assert!(
+            !name.is_empty(),
+            "a modality needs a name, such as \"image\""
+        );
         match support.max_tokens {
             None => panic!(
                 "a modality needs its maximum of tokens: ModalitySupport::new().max_tokens(MaxTokens::Fixed(n)) or MaxTokens::Computed(f)"
@@ -228,7 +240,8 @@ impl ModelEntry {
 
     /// The maximum of tokens of one item as declared, unless the modality is not supported.
     pub fn declared_max_tokens(&self, modality: &str) -> Option<MaxTokens> {
-        self.support(modality).and_then(|support| support.max_tokens)
+        self.support(modality)
+            .and_then(|support| support.max_tokens)
     }
 
     /// The maximum of tokens of one item for a checkpoint.
@@ -293,11 +306,19 @@ impl ModelEntry {
     /// The modalities in words, for messages.
     pub fn describe_modalities(&self) -> String {
         let names: Vec<_> = self.modalities().collect();
-        if names.is_empty() { "text only".to_owned() } else { names.join(", ") }
+        if names.is_empty() {
+            "text only".to_owned()
+        } else {
+            names.join(", ")
+        }
     }
 
     fn support(&self, modality: &str) -> Option<&ModalitySupport> {
-        self.modalities.iter().flatten().find(|(name, _)| *name == modality).map(|(_, s)| s)
+        self.modalities
+            .iter()
+            .flatten()
+            .find(|(name, _)| *name == modality)
+            .map(|(_, s)| s)
     }
 }
 
@@ -322,15 +343,24 @@ fn text_only_dummy_data(
             "the model has {modality} input but no dummy data: add .dummy_data(f) to its entry"
         )));
     }
-    Ok(DummyInputs { prompt: Prompt::Tokens(vec![0; seq_len]), items: vec![] })
+    Ok(DummyInputs {
+        prompt: Prompt::Tokens(vec![0; seq_len]),
+        items: vec![],
+    })
 }
 
 /// The input processor of a model that brings none: nothing to expand.
 fn identity_processor(_: &InputContext, inputs: PromptInputs<'_>) -> Result<ProcessedInputs> {
     if let Some(item) = inputs.items.first() {
-        return Err(Error::unsupported(format!("{} input by this model", item.modality())));
+        return Err(Error::unsupported(format!(
+            "{} input by this model",
+            item.modality()
+        )));
     }
-    Ok(ProcessedInputs { token_ids: inputs.token_ids, placeholders: vec![] })
+    Ok(ProcessedInputs {
+        token_ids: inputs.token_ids,
+        placeholders: vec![],
+    })
 }
 
 const fn str_eq(a: &str, b: &str) -> bool {

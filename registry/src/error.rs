@@ -101,12 +101,18 @@ impl Error {
 
     /// A faulty checkpoint file.
     pub fn checkpoint(file: impl Into<String>, message: impl fmt::Display) -> Self {
-        Self::Checkpoint { file: file.into(), message: message.to_string() }
+        Self::Checkpoint {
+            file: file.into(),
+            message: message.to_string(),
+        }
     }
 
     /// A faulty tensor of a checkpoint.
     pub fn tensor(tensor: impl Into<String>, message: impl fmt::Display) -> Self {
-        Self::Tensor { tensor: tensor.into(), message: message.to_string() }
+        Self::Tensor {
+            tensor: tensor.into(),
+            message: message.to_string(),
+        }
     }
 
     /// A fault of Kiln itself.

@@ -49,9 +49,19 @@ impl KvCache {
     pub fn new(spec: &KvSpec, blocks: usize, block_size: usize, device: &Device) -> Self {
         let shape = [blocks, block_size, spec.kv_heads, spec.head_dim];
         let zeros = || Tensor::<4>::zeros(shape, (device, spec.dtype));
-        let layers =
-            (0..spec.layers).map(|_| Some(KvLayer { keys: zeros(), values: zeros() })).collect();
-        Self { layers, blocks, block_size }
+        let layers = (0..spec.layers)
+            .map(|_| {
+                Some(KvLayer {
+                    keys: zeros(),
+                    values: zeros(),
+                })
+            })
+            .collect();
+        Self {
+            layers,
+            blocks,
+            block_size,
+        }
     }
 
     /// Takes a layer out for writing; [`put`](Self::put) it back.
@@ -125,7 +135,12 @@ impl BatchLayout {
         let mut lens = Vec::with_capacity(spans.len());
         let mut slots = Vec::new();
         let mut positions = Vec::new();
-        let width = spans.iter().map(|s| s.blocks.len()).max().unwrap_or(0).max(1);
+        let width = spans
+            .iter()
+            .map(|s| s.blocks.len())
+            .max()
+            .unwrap_or(0)
+            .max(1);
         let mut tables = vec![0i64; spans.len() * width];
         for (s, span) in spans.iter().enumerate() {
             if span.query_len == 0

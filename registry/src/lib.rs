@@ -39,7 +39,9 @@ pub use kv::{BatchLayout, ForwardBatch, KvCache, KvLayer, KvSpec, SequenceSpan};
 pub use lookup::{KnownFeature, Registry};
 pub use media::{ContentHash, MediaItem, MediaKind};
 pub use modality::{DecodeLimits, Decoder, InputMapper, MODALITIES, ModalitySpec};
-pub use model::{CheckpointFiles, Encoded, LoadContext, LoadModel, MultiModalModel, Progress, WeightDType};
+pub use model::{
+    CheckpointFiles, Encoded, LoadContext, LoadModel, MultiModalModel, Progress, WeightDType,
+};
 pub use prompt::{
     Expansion, PlaceholderRange, ProcessedInputs, Prompt, PromptInputs, expand_placeholders,
 };

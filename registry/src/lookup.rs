@@ -28,7 +28,10 @@ impl Registry {
     /// [`Error::Registration`] when two crates claim one architecture or one modality (it names
     /// both), or a model takes a modality that no linked crate provides a mapper for.
     pub fn collect() -> Result<Self> {
-        Self::from_parts(inventory::iter::<ModelEntry>.into_iter().copied(), MODALITIES.iter().copied())
+        Self::from_parts(
+            inventory::iter::<ModelEntry>.into_iter().copied(),
+            MODALITIES.iter().copied(),
+        )
     }
 
     /// A registry of given parts: for tests, and for those who link nothing.
@@ -66,7 +69,9 @@ impl Registry {
             }
             for modality in entry.modalities() {
                 let mapped = entry.mapper(modality).is_some()
-                    || by_name.get(modality).is_some_and(|spec| spec.mapper().is_some());
+                    || by_name
+                        .get(modality)
+                        .is_some_and(|spec| spec.mapper().is_some());
                 if !mapped {
                     return Err(Error::Registration(format!(
                         "{} takes {modality} input, but no linked crate maps it: link a modality \
@@ -76,7 +81,12 @@ impl Registry {
                 }
             }
         }
-        Ok(Self { models, by_architecture, modalities: by_name, known: &[] })
+        Ok(Self {
+            models,
+            by_architecture,
+            modalities: by_name,
+            known: &[],
+        })
     }
 
     /// The same, knowing what features of the binary would link: an unknown architecture's error
@@ -106,7 +116,11 @@ impl Registry {
             let linked: Vec<_> = self.modalities.keys().copied().collect();
             Error::unsupported(format!(
                 "the modality `{name}` (linked: {})",
-                if linked.is_empty() { "none".to_owned() } else { linked.join(", ") }
+                if linked.is_empty() {
+                    "none".to_owned()
+                } else {
+                    linked.join(", ")
+                }
             ))
         })
     }
@@ -117,7 +131,9 @@ impl Registry {
     /// [`Error::Unsupported`] that lists what is linked and, where a feature that is off would
     /// link it, names the feature.
     pub fn find(&self, architectures: &[String]) -> Result<&ModelEntry> {
-        let found = architectures.iter().find_map(|a| self.by_architecture.get(a.as_str()));
+        let found = architectures
+            .iter()
+            .find_map(|a| self.by_architecture.get(a.as_str()));
         if let Some(index) = found {
             return Ok(&self.models[*index]);
         }
@@ -127,14 +143,24 @@ impl Registry {
             format!("the architecture {}", architectures.join(", "))
         };
         let linked: Vec<_> = self.by_architecture.keys().copied().collect();
-        let linked = if linked.is_empty() { "no model".to_owned() } else { linked.join(", ") };
+        let linked = if linked.is_empty() {
+            "no model".to_owned()
+        } else {
+            linked.join(", ")
+        };
         let mend = self
             .known
             .iter()
-            .find(|k| architectures.iter().any(|a| k.architectures.contains(&a.as_str())))
+            .find(|k| {
+                architectures
+                    .iter()
+                    .any(|a| k.architectures.contains(&a.as_str()))
+            })
             .map(|k| format!(". Build with `--features {}` to link it", k.feature))
             .unwrap_or_default();
-        Err(Error::unsupported(format!("{wanted}. This binary links: {linked}{mend}")))
+        Err(Error::unsupported(format!(
+            "{wanted}. This binary links: {linked}{mend}"
+        )))
     }
 
     /// The mapper of a model's modality: its own, or the modality's default.
@@ -179,14 +205,18 @@ mod tests {
     }
 
     const TEXT: ModelEntry = ModelEntry::new::<Never>("crate-text", &["AForCausalLM"]);
-    const OTHER: ModelEntry = ModelEntry::new::<Never>("crate-other", &["BForCausalLM", "AForCausalLM"]);
-    const VISION: ModelEntry = ModelEntry::new::<Never>("crate-vision", &["VForConditionalGeneration"])
-        .image(ModalitySupport::new().max_tokens(MaxTokens::Fixed(4)));
+    const OTHER: ModelEntry =
+        ModelEntry::new::<Never>("crate-other", &["BForCausalLM", "AForCausalLM"]);
+    const VISION: ModelEntry =
+        ModelEntry::new::<Never>("crate-vision", &["VForConditionalGeneration"])
+            .image(ModalitySupport::new().max_tokens(MaxTokens::Fixed(4)));
     const IMAGE: ModalitySpec = ModalitySpec::new("image", "crate-image").default_mapper(map);
 
     #[test]
     fn two_crates_with_one_architecture_are_both_named() {
-        let message = Registry::from_parts([TEXT, OTHER], []).unwrap_err().to_string();
+        let message = Registry::from_parts([TEXT, OTHER], [])
+            .unwrap_err()
+            .to_string();
         for part in ["AForCausalLM", "crate-text", "crate-other"] {
             assert!(message.contains(part), "{message}");
         }
@@ -195,28 +225,50 @@ mod tests {
     #[test]
     fn two_crates_with_one_modality_are_both_named() {
         let twin = ModalitySpec::new("image", "crate-twin");
-        let message = Registry::from_parts([], [IMAGE, twin]).unwrap_err().to_string();
-        assert!(message.contains("crate-image") && message.contains("crate-twin"), "{message}");
+        let message = Registry::from_parts([], [IMAGE, twin])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("crate-image") && message.contains("crate-twin"),
+            "{message}"
+        );
     }
 
     #[test]
     fn a_modality_without_any_mapper_is_refused() {
         let message = Registry::from_parts([VISION], []).unwrap_err().to_string();
-        assert!(message.contains("crate-vision") && message.contains("image"), "{message}");
+        assert!(
+            message.contains("crate-vision") && message.contains("image"),
+            "{message}"
+        );
         assert!(Registry::from_parts([VISION], [IMAGE]).is_ok());
     }
 
     #[test]
     fn an_unknown_architecture_lists_what_is_linked_and_the_feature() {
-        static KNOWN: &[KnownFeature] =
-            &[KnownFeature { feature: "zeta", architectures: &["ZForCausalLM"] }];
-        let registry =
-            Registry::from_parts([TEXT, VISION], [IMAGE]).unwrap().with_known_features(KNOWN);
-        let message = registry.find(&["ZForCausalLM".into()]).unwrap_err().to_string();
-        for part in ["ZForCausalLM", "AForCausalLM", "VForConditionalGeneration", "--features zeta"] {
+        static KNOWN: &[KnownFeature] = &[KnownFeature {
+            feature: "zeta",
+            architectures: &["ZForCausalLM"],
+        }];
+        let registry = Registry::from_parts([TEXT, VISION], [IMAGE])
+            .unwrap()
+            .with_known_features(KNOWN);
+        let message = registry
+            .find(&["ZForCausalLM".into()])
+            .unwrap_err()
+            .to_string();
+        for part in [
+            "ZForCausalLM",
+            "AForCausalLM",
+            "VForConditionalGeneration",
+            "--features zeta",
+        ] {
             assert!(message.contains(part), "{message}");
         }
-        let message = registry.find(&["QForCausalLM".into()]).unwrap_err().to_string();
+        let message = registry
+            .find(&["QForCausalLM".into()])
+            .unwrap_err()
+            .to_string();
         assert!(!message.contains("--features"), "{message}");
         assert!(registry.find(&[]).is_err());
     }
@@ -224,7 +276,11 @@ mod tests {
     #[test]
     fn the_first_known_architecture_wins_and_listings_are_sorted() {
         let registry = Registry::from_parts([VISION, TEXT], [IMAGE]).unwrap();
-        let names: Vec<_> = registry.models().iter().map(ModelEntry::crate_name).collect();
+        let names: Vec<_> = registry
+            .models()
+            .iter()
+            .map(ModelEntry::crate_name)
+            .collect();
         assert_eq!(names, ["crate-text", "crate-vision"]);
         let wanted = ["Unknown".to_owned(), "VForConditionalGeneration".to_owned()];
         assert_eq!(registry.find(&wanted).unwrap().crate_name(), "crate-vision");

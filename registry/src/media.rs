@@ -24,8 +24,11 @@ impl ContentHash {
         for (name, tensor) in tensors.iter() {
             field(name.as_bytes());
             field(tensor.data().dtype().as_bytes());
-            let shape: Vec<u8> =
-                tensor.shape().iter().flat_map(|d| (*d as u64).to_le_bytes()).collect();
+            let shape: Vec<u8> = tensor
+                .shape()
+                .iter()
+                .flat_map(|d| (*d as u64).to_le_bytes())
+                .collect();
             field(&shape);
             match tensor.data() {
                 HostData::U8(v) => field(v),
@@ -117,7 +120,12 @@ impl MediaItem {
             MediaKind::Embeds => "embeds",
         };
         let hash = ContentHash::of(&[&modality, kind_name], &content);
-        Self { modality, kind, content, hash }
+        Self {
+            modality,
+            kind,
+            content,
+            hash,
+        }
     }
 
     /// The modality's name.
@@ -164,7 +172,10 @@ mod tests {
         assert_ne!(item([2, 2, 3]), item([1, 4, 3]));
         let tensor = HostTensor::f32([2, 2], vec![1.0; 4]).unwrap();
         let raw = MediaItem::raw("image", tensor.clone());
-        assert_ne!(raw.hash(), MediaItem::embeds("image", tensor.clone()).hash());
+        assert_ne!(
+            raw.hash(),
+            MediaItem::embeds("image", tensor.clone()).hash()
+        );
         assert_ne!(raw.hash(), MediaItem::raw("video", tensor).hash());
         assert_ne!(raw.hash(), raw.hash().and(b"size=336"));
     }

@@ -75,7 +75,10 @@ impl ModalitySpec {
     /// # Panics
     /// At compile time, when the name is empty.
     pub const fn new(name: &'static str, crate_name: &'static str) -> Self {
-        assert!(!name.is_empty(), "a modality needs a name, such as \"image\"");
+        assert!(
+            !name.is_empty(),
+            "a modality needs a name, such as \"image\""
+        );
         Self {
             name,
             crate_name,
@@ -155,7 +158,10 @@ impl ModalitySpec {
         }
         match self.decoder {
             Some(decode) => decode(bytes, limits),
-            None => Err(Error::unsupported(format!("{} items from bytes", self.name))),
+            None => Err(Error::unsupported(format!(
+                "{} items from bytes",
+                self.name
+            ))),
         }
     }
 }

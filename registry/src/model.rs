@@ -44,7 +44,9 @@ impl std::str::FromStr for WeightDType {
             "f32" | "float32" => Ok(Self::F32),
             "bf16" | "bfloat16" => Ok(Self::BF16),
             "f16" | "float16" | "half" => Ok(Self::F16),
-            _ => Err(Error::invalid(format!("no dtype `{s}`: one of auto, f32, bf16, f16"))),
+            _ => Err(Error::invalid(format!(
+                "no dtype `{s}`: one of auto, f32, bf16, f16"
+            ))),
         }
     }
 }
@@ -120,7 +122,9 @@ pub trait MultiModalModel: Send {
     /// for tensors that its own mapper would not make.
     fn encode(&self, modality: &str, items: &[&NamedTensors]) -> Result<Vec<Encoded>> {
         let _ = items;
-        Err(Error::unsupported(format!("{modality} input: this is a text-only model")))
+        Err(Error::unsupported(format!(
+            "{modality} input: this is a text-only model"
+        )))
     }
 
     /// Token embeddings.

@@ -32,7 +32,9 @@ pub struct PromptInputs<'a> {
 impl PromptInputs<'_> {
     /// The items of one modality, in order.
     pub fn of(&self, modality: &str) -> impl Iterator<Item = &MediaItem> {
-        self.items.iter().filter(move |item| item.modality() == modality)
+        self.items
+            .iter()
+            .filter(move |item| item.modality() == modality)
     }
 }
 
@@ -88,7 +90,10 @@ pub struct Expansion {
 impl Expansion {
     /// `count` times the same id, all replaced by encoder rows.
     pub fn repeat(token_id: u32, count: usize) -> Self {
-        Self { token_ids: vec![token_id; count], embed_mask: None }
+        Self {
+            token_ids: vec![token_id; count],
+            embed_mask: None,
+        }
     }
 }
 
@@ -107,7 +112,10 @@ pub fn expand_placeholders(
 ) -> Result<ProcessedInputs> {
     // Ids inside a finished range belong to it: another modality may use the same id there.
     let inside = |position: usize| {
-        inputs.placeholders.iter().any(|range| range.range().contains(&position))
+        inputs
+            .placeholders
+            .iter()
+            .any(|range| range.range().contains(&position))
     };
     let found = inputs
         .token_ids
@@ -129,7 +137,9 @@ pub fn expand_placeholders(
     let mut finished = VecDeque::from(inputs.placeholders.clone());
     let mut item = 0;
     for (position, id) in inputs.token_ids.iter().enumerate() {
-        if finished.front().is_some_and(|range| range.offset == position)
+        if finished
+            .front()
+            .is_some_and(|range| range.offset == position)
             && let Some(mut range) = finished.pop_front()
         {
             range.offset = token_ids.len();
@@ -152,7 +162,10 @@ pub fn expand_placeholders(
             token_ids.push(*id);
         }
     }
-    Ok(ProcessedInputs { token_ids, placeholders })
+    Ok(ProcessedInputs {
+        token_ids,
+        placeholders,
+    })
 }
 
 #[cfg(test)]
@@ -160,7 +173,10 @@ mod tests {
     use super::*;
 
     fn plain(token_ids: Vec<u32>) -> ProcessedInputs {
-        ProcessedInputs { token_ids, placeholders: vec![] }
+        ProcessedInputs {
+            token_ids,
+            placeholders: vec![],
+        }
     }
 
     #[test]
@@ -174,7 +190,11 @@ mod tests {
         )
         .unwrap();
         assert_eq!(out.token_ids, [1, 9, 9, 2, 9, 9, 9, 3]);
-        let ranges: Vec<_> = out.placeholders.iter().map(|p| (p.item, p.range())).collect();
+        let ranges: Vec<_> = out
+            .placeholders
+            .iter()
+            .map(|p| (p.item, p.range()))
+            .collect();
         assert_eq!(ranges, [(0, 1..3), (1, 4..7)]);
     }
 
@@ -185,15 +205,22 @@ mod tests {
             "image",
             9,
             "<image>",
-            vec![Expansion { token_ids: vec![8, 9], embed_mask: Some(vec![false, true]) }],
+            vec![Expansion {
+                token_ids: vec![8, 9],
+                embed_mask: Some(vec![false, true]),
+            }],
         )
         .unwrap();
         // The 8 inside the image's range is a separator, not an audio placeholder.
-        let both = expand_placeholders(images, "audio", 8, "<audio>", vec![Expansion::repeat(8, 3)])
-            .unwrap();
+        let both =
+            expand_placeholders(images, "audio", 8, "<audio>", vec![Expansion::repeat(8, 3)])
+                .unwrap();
         assert_eq!(both.token_ids, [8, 8, 8, 8, 9, 5]);
-        let ranges: Vec<_> =
-            both.placeholders.iter().map(|p| (p.modality.as_str(), p.offset, p.rows())).collect();
+        let ranges: Vec<_> = both
+            .placeholders
+            .iter()
+            .map(|p| (p.modality.as_str(), p.offset, p.rows()))
+            .collect();
         assert_eq!(ranges, [("audio", 0, 3), ("image", 3, 1)]);
     }
 

@@ -181,7 +181,9 @@ impl NamedTensors {
 
     /// Names and tensors, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &HostTensor)> {
-        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
+        self.tensors
+            .iter()
+            .map(|(name, tensor)| (name.as_str(), tensor))
     }
 
     /// Whether there is no tensor.
@@ -208,7 +210,10 @@ fn wrong(name: &str, want: &str, tensor: &HostTensor) -> Error {
 
 fn rank<const D: usize>(name: &str, tensor: &HostTensor) -> Result<[usize; D]> {
     tensor.shape().try_into().map_err(|_| {
-        Error::internal(format!("`{name}` has shape {:?}, not {D} axes", tensor.shape()))
+        Error::internal(format!(
+            "`{name}` has shape {:?}, not {D} axes",
+            tensor.shape()
+        ))
     })
 }
 
@@ -220,7 +225,10 @@ mod tests {
     fn shape_and_elements_must_agree() {
         assert!(HostTensor::f32([2, 3], vec![0.0; 6]).is_ok());
         assert!(HostTensor::f32([2, 3], vec![0.0; 5]).is_err());
-        assert!(HostTensor::u8([usize::MAX, 2], vec![]).is_err(), "an overflow is no panic");
+        assert!(
+            HostTensor::u8([usize::MAX, 2], vec![]).is_err(),
+            "an overflow is no panic"
+        );
     }
 
     #[test]
@@ -228,9 +236,18 @@ mod tests {
         let tensors =
             NamedTensors::new().with("image_sizes", HostTensor::i64([1, 2], vec![3, 4]).unwrap());
         assert_eq!(tensors.require_i64::<2>("image_sizes").unwrap().1, [3, 4]);
-        let missing = tensors.require_f32::<4>("pixel_values").unwrap_err().to_string();
-        assert!(missing.contains("pixel_values") && missing.contains("image_sizes"), "{missing}");
-        let mistyped = tensors.require_f32::<2>("image_sizes").unwrap_err().to_string();
+        let missing = tensors
+            .require_f32::<4>("pixel_values")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            missing.contains("pixel_values") && missing.contains("image_sizes"),
+            "{missing}"
+        );
+        let mistyped = tensors
+            .require_f32::<2>("image_sizes")
+            .unwrap_err()
+            .to_string();
         assert!(mistyped.contains("i64"), "{mistyped}");
         assert!(tensors.require_i64::<1>("image_sizes").is_err());
     }
