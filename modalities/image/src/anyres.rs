@@ -14,9 +14,13 @@ pub fn select_best_resolution(picture: Size, pinpoints: &[[usize; 2]]) -> Option
     let mut best = None;
     let (mut most_kept, mut least_wasted) = (0usize, usize::MAX);
     for &[height, width] in pinpoints {
-        let scale = (width as f64 / picture.width as f64).min(height as f64 / picture.height as f64);
+        let scale =
+            (width as f64 / picture.width as f64).min(height as f64 / picture.height as f64);
         // `as` truncates, like Python's int().
-        let (w, h) = ((picture.width as f64 * scale) as usize, (picture.height as f64 * scale) as usize);
+        let (w, h) = (
+            (picture.width as f64 * scale) as usize,
+            (picture.height as f64 * scale) as usize,
+        );
         let kept = w.saturating_mul(h).min(picture.pixels());
         let wasted = width.saturating_mul(height).saturating_sub(kept);
         if kept > most_kept || (kept == most_kept && wasted < least_wasted) {
@@ -96,7 +100,10 @@ mod tests {
             let best = select_best_resolution(Size::new(w, h), &PINPOINTS).unwrap();
             let fitted = patch_output_size(Size::new(w, h), best);
             assert!(fitted.width >= 1 && fitted.height >= 1, "{w}x{h}");
-            assert!(fitted.width == best.width || fitted.height == best.height, "{w}x{h}");
+            assert!(
+                fitted.width == best.width || fitted.height == best.height,
+                "{w}x{h}"
+            );
         }
         assert_eq!(select_best_resolution(Size::new(5, 5), &[]), None);
     }
@@ -105,6 +112,14 @@ mod tests {
     fn ragged_tiles_are_cut_off() {
         let tiles = tiles(Size::new(500, 336), 336);
         assert_eq!(tiles.len(), 2);
-        assert_eq!(tiles[1], Rect { x: 336, y: 0, width: 164, height: 336 });
+        assert_eq!(
+            tiles[1],
+            Rect {
+                x: 336,
+                y: 0,
+                width: 164,
+                height: 336
+            }
+        );
     }
 }

@@ -50,7 +50,13 @@ pub(crate) fn to_rgb(
         }
         rgb
     };
-    let grey16 = |p: &[u8]| grey(if clip_grey { word(p).min(255) as u8 } else { high(p) });
+    let grey16 = |p: &[u8]| {
+        grey(if clip_grey {
+            word(p).min(255) as u8
+        } else {
+            high(p)
+        })
+    };
     let rgb = match color {
         ColorType::Rgb8 => samples,
         ColorType::L8 => each(1, &|p| grey(p[0])),

@@ -46,15 +46,21 @@ impl ProcessorKind {
     /// # Errors
     /// [`Error::Unsupported`] that lists the known ones.
     pub fn from_name(name: &str) -> Result<Self> {
-        let base = name.strip_suffix("Fast").or_else(|| name.strip_suffix("Pil")).unwrap_or(name);
+        let base = name
+            .strip_suffix("Fast")
+            .or_else(|| name.strip_suffix("Pil"))
+            .unwrap_or(name);
         // `CLIPFeatureExtractor` and its like are the names of years past.
         let base = base.replace("FeatureExtractor", "ImageProcessor");
-        Self::ALL.into_iter().find(|kind| kind.name() == base).ok_or_else(|| {
-            let known = Self::ALL.map(Self::name).join(", ");
-            Error::unsupported(format!(
-                "the image processor `{name}` (known: {known}, each also with \"Fast\")"
-            ))
-        })
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.name() == base)
+            .ok_or_else(|| {
+                let known = Self::ALL.map(Self::name).join(", ");
+                Error::unsupported(format!(
+                    "the image processor `{name}` (known: {known}, each also with \"Fast\")"
+                ))
+            })
     }
 
     fn of_model(model_type: &str) -> Option<Self> {
@@ -88,12 +94,19 @@ pub struct SizeSpec {
 impl SizeSpec {
     /// An exact size.
     pub const fn exact(height: usize, width: usize) -> Self {
-        Self { height: Some(height), width: Some(width), ..Self::NONE }
+        Self {
+            height: Some(height),
+            width: Some(width),
+            ..Self::NONE
+        }
     }
 
     /// The short side's length.
     pub const fn shortest(edge: usize) -> Self {
-        Self { shortest_edge: Some(edge), ..Self::NONE }
+        Self {
+            shortest_edge: Some(edge),
+            ..Self::NONE
+        }
     }
 
     const NONE: Self = Self {
@@ -228,7 +241,11 @@ impl ImageProcessorConfig {
         Self {
             kind,
             do_resize: true,
-            size: if siglip { SizeSpec::exact(224, 224) } else { SizeSpec::shortest(224) },
+            size: if siglip {
+                SizeSpec::exact(224, 224)
+            } else {
+                SizeSpec::shortest(224)
+            },
             resample: Filter::Bicubic,
             do_center_crop: !siglip,
             crop_size: (!siglip).then_some(SizeSpec::exact(224, 224)),
@@ -267,10 +284,14 @@ impl ImageProcessorConfig {
         let raw = Raw::deserialize(value).map_err(|e| wrong(e.to_string()))?;
         let kind = match raw.image_processor_type.or(raw.feature_extractor_type) {
             Some(name) => ProcessorKind::from_name(&name)?,
-            None => model_type.and_then(ProcessorKind::of_model).ok_or_else(|| {
-                let known = ProcessorKind::ALL.map(ProcessorKind::name).join(", ");
-                wrong(format!("`image_processor_type` is missing: name one of {known}"))
-            })?,
+            None => model_type
+                .and_then(ProcessorKind::of_model)
+                .ok_or_else(|| {
+                    let known = ProcessorKind::ALL.map(ProcessorKind::name).join(", ");
+                    wrong(format!(
+                        "`image_processor_type` is missing: name one of {known}"
+                    ))
+                })?,
         };
         let default = Self::defaults(kind);
         let square = raw.default_to_square.unwrap_or(false);
@@ -282,10 +303,15 @@ impl ImageProcessorConfig {
         let config = Self {
             kind,
             do_resize: raw.do_resize.unwrap_or(default.do_resize),
-            size: raw.size.map_or(default.size, |s| SizeSpec::from_raw(s, square)),
+            size: raw
+                .size
+                .map_or(default.size, |s| SizeSpec::from_raw(s, square)),
             resample,
             do_center_crop: raw.do_center_crop.unwrap_or(default.do_center_crop),
-            crop_size: raw.crop_size.map(|s| SizeSpec::from_raw(s, true)).or(default.crop_size),
+            crop_size: raw
+                .crop_size
+                .map(|s| SizeSpec::from_raw(s, true))
+                .or(default.crop_size),
             do_rescale: raw.do_rescale.unwrap_or(default.do_rescale),
             rescale_factor: raw.rescale_factor.unwrap_or(default.rescale_factor),
             do_normalize: raw.do_normalize.unwrap_or(default.do_normalize),
@@ -293,7 +319,9 @@ impl ImageProcessorConfig {
             image_std: raw.image_std.map_or(default.image_std, PerChannel::get),
             do_pad: raw.do_pad.unwrap_or(default.do_pad),
             pad_size: raw.pad_size.map(|s| SizeSpec::from_raw(s, true)),
-            image_grid_pinpoints: raw.image_grid_pinpoints.unwrap_or(default.image_grid_pinpoints),
+            image_grid_pinpoints: raw
+                .image_grid_pinpoints
+                .unwrap_or(default.image_grid_pinpoints),
         };
         config.check().map_err(wrong)?;
         Ok(config)
@@ -304,13 +332,27 @@ impl ImageProcessorConfig {
         const MOST: usize = 1 << 16;
         let sizes = [Some(self.size), self.crop_size, self.pad_size];
         for s in sizes.into_iter().flatten() {
-            let all = [s.height, s.width, s.shortest_edge, s.longest_edge, s.max_height, s.max_width];
+            let all = [
+                s.height,
+                s.width,
+                s.shortest_edge,
+                s.longest_edge,
+                s.max_height,
+                s.max_width,
+            ];
             if all.into_iter().flatten().any(|n| n > MOST) {
                 return Err(format!("a size exceeds {MOST} pixels"));
             }
         }
-        if self.image_grid_pinpoints.as_flattened().iter().any(|n| *n == 0 || *n > MOST) {
-            return Err(format!("`image_grid_pinpoints` must lie between 1 and {MOST}"));
+        if self
+            .image_grid_pinpoints
+            .as_flattened()
+            .iter()
+            .any(|n| *n == 0 || *n > MOST)
+        {
+            return Err(format!(
+                "`image_grid_pinpoints` must lie between 1 and {MOST}"
+            ));
         }
         if self.kind == ProcessorKind::LlavaNext && self.image_grid_pinpoints.is_empty() {
             return Err("`image_grid_pinpoints` is empty".into());

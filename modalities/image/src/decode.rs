@@ -30,7 +30,10 @@ const PNG_SIDE_ALLOCATION: u64 = 64 << 20;
 /// [`Error::InvalidInput`] for bytes that are no image of an accepted format, are damaged or cut
 /// short, have no pixel, or exceed the limits.
 pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<MediaItem> {
-    Ok(MediaItem::raw(MODALITY, decode_rgb(bytes, limits)?.into_tensor()?))
+    Ok(MediaItem::raw(
+        MODALITY,
+        decode_rgb(bytes, limits)?.into_tensor()?,
+    ))
 }
 
 /// Decodes a picture to upright RGB.
@@ -145,7 +148,10 @@ fn xmp_orientation(xmp: &[u8]) -> Option<Orientation> {
     const KEY: &[u8] = b"tiff:Orientation";
     let at = xmp.windows(KEY.len()).position(|w| w == KEY)?;
     let rest = xmp.get(at + KEY.len()..)?;
-    let digit = rest.strip_prefix(b"=\"").or_else(|| rest.strip_prefix(b">"))?.first()?;
+    let digit = rest
+        .strip_prefix(b"=\"")
+        .or_else(|| rest.strip_prefix(b">"))?
+        .first()?;
     Orientation::from_exif(digit.wrapping_sub(b'0'))
 }
 
@@ -154,12 +160,15 @@ fn upright(image: RgbImage8, orientation: Orientation) -> Result<RgbImage8> {
         return Ok(image);
     }
     let (width, height) = (image.width() as u32, image.height() as u32);
-    let buffer =
-        image::RgbImage::from_raw(width, height, image.into_data()).ok_or_else(damaged)?;
+    let buffer = image::RgbImage::from_raw(width, height, image.into_data()).ok_or_else(damaged)?;
     let mut turned = DynamicImage::ImageRgb8(buffer);
     turned.apply_orientation(orientation);
     let turned = turned.into_rgb8();
-    RgbImage8::new(turned.width() as usize, turned.height() as usize, turned.into_raw())
+    RgbImage8::new(
+        turned.width() as usize,
+        turned.height() as usize,
+        turned.into_raw(),
+    )
 }
 
 fn failed(error: ImageError) -> Error {

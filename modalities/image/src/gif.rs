@@ -17,7 +17,10 @@ pub(crate) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage8> {
     let mut decoder = options.read_info(bytes).map_err(|_| damaged())?;
     let (screen_width, screen_height) = (decoder.width(), decoder.height());
     check_limits(screen_width.into(), screen_height.into(), limits)?;
-    let frame = decoder.next_frame_info().map_err(|_| damaged())?.ok_or_else(damaged)?;
+    let frame = decoder
+        .next_frame_info()
+        .map_err(|_| damaged())?
+        .ok_or_else(damaged)?;
     let (left, top) = (usize::from(frame.left), usize::from(frame.top));
     let (width, height) = (usize::from(frame.width), usize::from(frame.height));
     let background = frame.transparent.unwrap_or(0);
@@ -29,7 +32,9 @@ pub(crate) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage8> {
     }
 
     let mut indices = vec![0; width * height];
-    decoder.read_into_buffer(&mut indices).map_err(|_| damaged())?;
+    decoder
+        .read_into_buffer(&mut indices)
+        .map_err(|_| damaged())?;
     let palette = decoder.palette().map_err(|_| damaged())?;
     // Pillow's palettes start out as a grey ramp: that shows behind the given colours.
     let mut colors: Vec<[u8; 3]> = (0..=255).map(|v| [v; 3]).collect();

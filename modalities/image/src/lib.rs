@@ -44,8 +44,14 @@ use kiln_registry::{MODALITIES, ModalitySpec};
 pub const MODALITY: &str = "image";
 
 /// The media types of what [`decode`] accepts.
-pub const MEDIA_TYPES: &[&str] =
-    &["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/tiff"];
+pub const MEDIA_TYPES: &[&str] = &[
+    "image/png",
+    "image/jpeg",
+    "image/webp",
+    "image/gif",
+    "image/bmp",
+    "image/tiff",
+];
 
 #[linkme::distributed_slice(MODALITIES)]
 #[linkme(crate = kiln_registry::linkme)]

@@ -18,7 +18,10 @@ use kiln_registry::{Error, HostTensor, InputContext, MediaItem, NamedTensors, Re
 /// [`Error::InvalidInput`] for a picture that can't be resized as configured,
 /// [`Error::Checkpoint`] or [`Error::Unsupported`] for a configuration that can't be followed.
 pub fn map_image(ctx: &InputContext, item: &MediaItem) -> Result<NamedTensors> {
-    map_rgb(&ImageProcessorConfig::from_context(ctx)?, &RgbImage8::from_item(item)?)
+    map_rgb(
+        &ImageProcessorConfig::from_context(ctx)?,
+        &RgbImage8::from_item(item)?,
+    )
 }
 
 /// The mapper of models that see a picture and tiles of it.

@@ -41,7 +41,12 @@ impl Normalizer {
     pub fn append(&self, image: &RgbImage8, out: &mut Vec<f32>) {
         out.reserve(image.data().len());
         for (channel, plane) in self.table.iter().enumerate() {
-            out.extend(image.data().chunks_exact(3).map(|p| plane[usize::from(p[channel])]));
+            out.extend(
+                image
+                    .data()
+                    .chunks_exact(3)
+                    .map(|p| plane[usize::from(p[channel])]),
+            );
         }
     }
 }

@@ -19,7 +19,12 @@ impl Size {
 
     /// The rectangle from the origin.
     pub const fn rect(self) -> Rect {
-        Rect { x: 0, y: 0, width: self.width, height: self.height }
+        Rect {
+            x: 0,
+            y: 0,
+            width: self.width,
+            height: self.height,
+        }
     }
 
     /// How many pixels, saturating.
@@ -85,7 +90,10 @@ impl RgbImage8 {
                 data.len()
             )));
         }
-        Ok(Self { size: Size::new(width, height), data })
+        Ok(Self {
+            size: Size::new(width, height),
+            data,
+        })
     }
 
     /// A picture of one colour.

@@ -27,7 +27,12 @@ pub struct Stage {
 impl Stage {
     /// Only resampling.
     pub fn resize(picture: Size, resized: Size) -> Self {
-        Self { canvas: picture.rect(), background: [0; 3], resized, window: resized.rect() }
+        Self {
+            canvas: picture.rect(),
+            background: [0; 3],
+            resized,
+            window: resized.rect(),
+        }
     }
 
     /// Only padding to a square, the picture in the middle.
@@ -40,7 +45,12 @@ impl Stage {
             height: side,
         };
         let size = Size::new(side, side);
-        Self { canvas, background, resized: size, window: size.rect() }
+        Self {
+            canvas,
+            background,
+            resized: size,
+            window: size.rect(),
+        }
     }
 
     /// The same with the middle of the window cut out, as the reference's `center_crop`.
@@ -48,7 +58,12 @@ impl Stage {
     pub fn crop(mut self, size: Size) -> Self {
         let (x, width) = crop_axis(self.window.width, size.width);
         let (y, height) = crop_axis(self.window.height, size.height);
-        self.window = Rect { x: self.window.x + x, y: self.window.y + y, width, height };
+        self.window = Rect {
+            x: self.window.x + x,
+            y: self.window.y + y,
+            width,
+            height,
+        };
         self
     }
 
@@ -181,20 +196,32 @@ fn plan_anyres(config: &ImageProcessorConfig, picture: Size) -> Result<Plan> {
     for tile in &tiles {
         let (x, y) = (tile.x - left as i64, tile.y - top as i64);
         let window = Rect { x, y, ..*tile };
-        stages.push(Stage { window, ..Stage::resize(picture, fitted) });
+        stages.push(Stage {
+            window,
+            ..Stage::resize(picture, fitted)
+        });
     }
     let mut views = Vec::with_capacity(stages.len());
     for stage in stages {
         let size = stage.window.size();
         let again = resize_and_crop(config, Stage::resize(size, size))?;
-        views.push(View { stage, again: (!again.is_identity(size)).then_some(again) });
+        views.push(View {
+            stage,
+            again: (!again.is_identity(size)).then_some(again),
+        });
     }
     let first = views[0].size();
     if views.iter().any(|v| v.size() != first) {
-        return Err(fault("the tiles come out in several sizes: turn `do_center_crop` on"));
+        return Err(fault(
+            "the tiles come out in several sizes: turn `do_center_crop` on",
+        ));
     }
-    let fitted =
-        Rect { x: left as i64, y: top as i64, width: fitted.width, height: fitted.height };
+    let fitted = Rect {
+        x: left as i64,
+        y: top as i64,
+        width: fitted.width,
+        height: fitted.height,
+    };
     Ok(Plan {
         picture,
         views,
@@ -212,7 +239,10 @@ fn resize_and_crop(config: &ImageProcessorConfig, mut stage: Stage) -> Result<St
     }
     if config.do_center_crop {
         let size = config.crop_size.and_then(|s| s.as_exact()).ok_or_else(|| {
-            Error::checkpoint("preprocessor_config.json", "`crop_size` needs height and width")
+            Error::checkpoint(
+                "preprocessor_config.json",
+                "`crop_size` needs height and width",
+            )
         })?;
         stage = stage.crop(size);
     }
@@ -223,23 +253,34 @@ fn resize_and_crop(config: &ImageProcessorConfig, mut stage: Stage) -> Result<St
 fn output_size(picture: Size, spec: &SizeSpec) -> Result<Size> {
     let (w, h) = (picture.width as f64, picture.height as f64);
     let size = match *spec {
-        SizeSpec { shortest_edge: Some(short @ 1..), longest_edge: Some(long @ 1..), .. } => {
-            shortest_and_longest(picture, short, long)
-        }
-        SizeSpec { shortest_edge: Some(short @ 1..), .. } => {
+        SizeSpec {
+            shortest_edge: Some(short @ 1..),
+            longest_edge: Some(long @ 1..),
+            ..
+        } => shortest_and_longest(picture, short, long),
+        SizeSpec {
+            shortest_edge: Some(short @ 1..),
+            ..
+        } => {
             if picture.width <= picture.height {
                 Size::new(short, (short as f64 * h / w) as usize)
             } else {
                 Size::new((short as f64 * w / h) as usize, short)
             }
         }
-        SizeSpec { max_height: Some(max_h @ 1..), max_width: Some(max_w @ 1..), .. } => {
+        SizeSpec {
+            max_height: Some(max_h @ 1..),
+            max_width: Some(max_w @ 1..),
+            ..
+        } => {
             let scale = (max_h as f64 / h).min(max_w as f64 / w);
             Size::new((w * scale) as usize, (h * scale) as usize)
         }
-        SizeSpec { height: Some(height @ 1..), width: Some(width @ 1..), .. } => {
-            Size::new(width, height)
-        }
+        SizeSpec {
+            height: Some(height @ 1..),
+            width: Some(width @ 1..),
+            ..
+        } => Size::new(width, height),
         _ => {
             return Err(Error::checkpoint(
                 "preprocessor_config.json",
@@ -248,7 +289,9 @@ fn output_size(picture: Size, spec: &SizeSpec) -> Result<Size> {
         }
     };
     if size.pixels() == 0 {
-        return Err(Error::invalid("the image is too narrow: resizing leaves no pixel of it"));
+        return Err(Error::invalid(
+            "the image is too narrow: resizing leaves no pixel of it",
+        ));
     }
     Ok(size)
 }

@@ -72,7 +72,13 @@ impl Filter {
     }
 
     fn weight(self, x: f64) -> f64 {
-        let sinc = |x: f64| if x == 0.0 { 1.0 } else { (x * PI).sin() / (x * PI) };
+        let sinc = |x: f64| {
+            if x == 0.0 {
+                1.0
+            } else {
+                (x * PI).sin() / (x * PI)
+            }
+        };
         let d = x.abs();
         match self {
             Self::Nearest | Self::Box => f64::from(x > -0.5 && x <= 0.5),
@@ -110,7 +116,10 @@ impl Taps {
         let filter_scale = scale.max(1.0);
         let support = filter.support() * filter_scale;
         let inverse = 1.0 / filter_scale;
-        let mut taps = Self { spans: Vec::with_capacity(count), coefficients: Vec::new() };
+        let mut taps = Self {
+            spans: Vec::with_capacity(count),
+            coefficients: Vec::new(),
+        };
         let mut weights = Vec::new();
         for position in first..first + count {
             let center = (position as f64 + 0.5) * scale;
@@ -118,9 +127,8 @@ impl Taps {
             let start = (center - support + 0.5).max(0.0) as usize;
             let end = ((center + support + 0.5) as usize).min(input);
             weights.clear();
-            weights.extend(
-                (start..end).map(|i| filter.weight((i as f64 - center + 0.5) * inverse)),
-            );
+            weights
+                .extend((start..end).map(|i| filter.weight((i as f64 - center + 0.5) * inverse)));
             let total: f64 = weights.iter().sum();
             let offset = taps.coefficients.len();
             taps.coefficients.extend(weights.iter().map(|w| {
@@ -134,7 +142,9 @@ impl Taps {
     }
 
     fn iter(&self) -> impl Iterator<Item = (usize, &[i32])> {
-        self.spans.iter().map(|&(start, offset, len)| (start, &self.coefficients[offset..][..len]))
+        self.spans
+            .iter()
+            .map(|&(start, offset, len)| (start, &self.coefficients[offset..][..len]))
     }
 
     /// The source positions that are needed at all.
@@ -169,7 +179,10 @@ fn vertical(rows: &[u8], first: usize, stride: usize, taps: &Taps, out: &mut [u8
     let mut sums = vec![0i32; stride];
     for (out_row, (start, coefficients)) in out.chunks_exact_mut(stride).zip(taps.iter()) {
         sums.fill(HALF);
-        for (row, k) in rows[(start - first) * stride..].chunks_exact(stride).zip(coefficients) {
+        for (row, k) in rows[(start - first) * stride..]
+            .chunks_exact(stride)
+            .zip(coefficients)
+        {
             for (sum, p) in sums.iter_mut().zip(row) {
                 *sum += i32::from(*p) * k;
             }
@@ -201,7 +214,13 @@ impl<'a> Canvas<'a> {
             return Err(Error::internal("the canvas does not hold the picture"));
         }
         let blank = stage.background.repeat(size.width);
-        Ok(Self { image, size, left: left as usize, top: top as usize, blank })
+        Ok(Self {
+            image,
+            size,
+            left: left as usize,
+            top: top as usize,
+            blank,
+        })
     }
 
     /// Whether the row shows nothing of the picture.
@@ -312,7 +331,9 @@ pub fn render(image: &RgbImage8, stage: &Stage, filter: Filter) -> Result<RgbIma
         )));
     }
     if window.size().pixels() == 0 || stage.resized.pixels() == 0 {
-        return Err(Error::invalid("the image is too narrow: resizing leaves no pixel of it"));
+        return Err(Error::invalid(
+            "the image is too narrow: resizing leaves no pixel of it",
+        ));
     }
     let canvas = Canvas::new(image, stage)?;
     let Some(visible) = window.intersect(stage.resized.rect()) else {
@@ -323,7 +344,10 @@ pub fn render(image: &RgbImage8, stage: &Stage, filter: Filter) -> Result<RgbIma
         return RgbImage8::new(window.width, window.height, bytes);
     }
     let mut out = vec![0; window.size().pixels() * 3];
-    let (left, top) = ((visible.x - window.x) as usize, (visible.y - window.y) as usize);
+    let (left, top) = (
+        (visible.x - window.x) as usize,
+        (visible.y - window.y) as usize,
+    );
     let stride = visible.width * 3;
     for (row, from) in bytes.chunks_exact(stride).enumerate() {
         let at = ((top + row) * window.width + left) * 3;
@@ -337,7 +361,11 @@ pub fn render(image: &RgbImage8, stage: &Stage, filter: Filter) -> Result<RgbIma
 /// # Errors
 /// As [`render`].
 pub fn resize(image: &RgbImage8, width: usize, height: usize, filter: Filter) -> Result<RgbImage8> {
-    render(image, &Stage::resize(image.size(), Size::new(width, height)), filter)
+    render(
+        image,
+        &Stage::resize(image.size(), Size::new(width, height)),
+        filter,
+    )
 }
 
 /// Cuts the middle out as the reference's `center_crop` does: what lies outside is black.
@@ -361,8 +389,18 @@ pub fn pad(
     background: [u8; 3],
 ) -> Result<RgbImage8> {
     let (x, y) = (-(left as i64), -(top as i64));
-    let canvas = Rect { x, y, width: size.width, height: size.height };
-    let stage = Stage { canvas, background, resized: size, window: size.rect() };
+    let canvas = Rect {
+        x,
+        y,
+        width: size.width,
+        height: size.height,
+    };
+    let stage = Stage {
+        canvas,
+        background,
+        resized: size,
+        window: size.rect(),
+    };
     render(image, &stage, Filter::Nearest)
 }
 
@@ -371,5 +409,9 @@ pub fn pad(
 /// # Errors
 /// As [`render`].
 pub fn pad_to_square(image: &RgbImage8, background: [u8; 3]) -> Result<RgbImage8> {
-    render(image, &Stage::square(image.size(), background), Filter::Nearest)
+    render(
+        image,
+        &Stage::square(image.size(), background),
+        Filter::Nearest,
+    )
 }

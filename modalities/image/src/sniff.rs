@@ -68,7 +68,9 @@ pub(crate) fn check_single_nature(bytes: &[u8]) -> Result<()> {
     let head = &bytes[..bytes.len().min(1024)];
     let pdf = head.windows(5).any(|w| w == b"%PDF-");
     if pdf || ends_as_zip(bytes) || holds_script(bytes) {
-        return Err(Error::invalid("the file is an image and something else at once"));
+        return Err(Error::invalid(
+            "the file is an image and something else at once",
+        ));
     }
     Ok(())
 }
@@ -87,8 +89,11 @@ fn ends_as_zip(bytes: &[u8]) -> bool {
 
 fn holds_script(bytes: &[u8]) -> bool {
     bytes.split(|b| *b == b'<').skip(1).any(|rest| {
-        rest.get(..6).is_some_and(|w| w.eq_ignore_ascii_case(b"script"))
-            || rest.get(..5).is_some_and(|w| w.eq_ignore_ascii_case(b"?php "))
+        rest.get(..6)
+            .is_some_and(|w| w.eq_ignore_ascii_case(b"script"))
+            || rest
+                .get(..5)
+                .is_some_and(|w| w.eq_ignore_ascii_case(b"?php "))
     })
 }
 
@@ -138,7 +143,9 @@ fn bmp_is_whole(bytes: &[u8]) -> bool {
         return false;
     };
     let u16_at = |at: usize| {
-        bytes.get(at..at + 2).map(|b| u64::from(u16::from_le_bytes([b[0], b[1]])))
+        bytes
+            .get(at..at + 2)
+            .map(|b| u64::from(u16::from_le_bytes([b[0], b[1]])))
     };
     let (width, height, bits, compression) = if header == 12 {
         (u16_at(18), u16_at(20), u16_at(24), Some(0))
@@ -165,7 +172,12 @@ mod tests {
     fn names_and_types_do_not_matter_bytes_do() {
         assert_eq!(sniff(b"\xff\xd8\xff\xe0").unwrap(), Format::Jpeg);
         assert_eq!(sniff(b"RIFF\0\0\0\0WEBPVP8 ").unwrap(), Format::WebP);
-        for no in [&b""[..], b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7", b"RIFF"] {
+        for no in [
+            &b""[..],
+            b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+            b"%PDF-1.7",
+            b"RIFF",
+        ] {
             let error = sniff(no).unwrap_err();
             assert!(error.is_callers_fault(), "{error}");
         }
@@ -178,7 +190,10 @@ mod tests {
         file.extend([0; 18]);
         assert!(check_single_nature(&file).is_err());
         file.push(0);
-        assert!(check_single_nature(&file).is_ok(), "a chance signature does not end the file");
+        assert!(
+            check_single_nature(&file).is_ok(),
+            "a chance signature does not end the file"
+        );
         assert!(check_single_nature(b"GIF89a<ScRiPt>").is_err());
         assert!(check_single_nature(b"GIF89a%PDF-1.4").is_err());
     }

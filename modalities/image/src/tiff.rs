@@ -23,18 +23,28 @@ struct Words {
 impl Words {
     fn u16(&self, bytes: &[u8], at: usize) -> Option<u16> {
         let word = bytes.get(at..at.checked_add(2)?)?.try_into().ok()?;
-        Some(if self.little { u16::from_le_bytes(word) } else { u16::from_be_bytes(word) })
+        Some(if self.little {
+            u16::from_le_bytes(word)
+        } else {
+            u16::from_be_bytes(word)
+        })
     }
 
     fn u32(&self, bytes: &[u8], at: usize) -> Option<u32> {
         let word = bytes.get(at..at.checked_add(4)?)?.try_into().ok()?;
-        Some(if self.little { u32::from_le_bytes(word) } else { u32::from_be_bytes(word) })
+        Some(if self.little {
+            u32::from_le_bytes(word)
+        } else {
+            u32::from_be_bytes(word)
+        })
     }
 }
 
 /// Where the first directory keeps the kind of colour, if that is a palette.
 fn palette_mark(bytes: &[u8]) -> Option<(usize, Words)> {
-    let words = Words { little: bytes.starts_with(b"II") };
+    let words = Words {
+        little: bytes.starts_with(b"II"),
+    };
     let directory = words.u32(bytes, 4)? as usize;
     let entries = usize::from(words.u16(bytes, directory)?);
     (0..entries)
@@ -60,8 +70,11 @@ pub(crate) fn decode(
     if let Some((at, words)) = palette_mark(bytes) {
         // The tiff crate knows no palettes: tell it that the indices are grey levels.
         let mut grey = bytes.to_vec();
-        let kind =
-            if words.little { BLACK_IS_ZERO.to_le_bytes() } else { BLACK_IS_ZERO.to_be_bytes() };
+        let kind = if words.little {
+            BLACK_IS_ZERO.to_le_bytes()
+        } else {
+            BLACK_IS_ZERO.to_be_bytes()
+        };
         grey[at..at + 2].copy_from_slice(&kind);
         return decode_mode(&grey, limits, true);
     }
@@ -85,7 +98,11 @@ fn decode_mode(
         .map_err(failed)?
         .and_then(|v| Orientation::from_exif(v.into_u16().ok()?.min(255) as u8))
         .unwrap_or(Orientation::NoTransforms);
-    let colors = if palette { decoder.get_tag_u16_vec(Tag::ColorMap).map_err(failed)? } else { vec![] };
+    let colors = if palette {
+        decoder.get_tag_u16_vec(Tag::ColorMap).map_err(failed)?
+    } else {
+        vec![]
+    };
 
     let mut bounds = Limits::default();
     bounds.decoding_buffer_size = (limits.max_pixels as usize).saturating_mul(8);
@@ -93,15 +110,18 @@ fn decode_mode(
     let samples = decoder.with_limits(bounds).read_image().map_err(failed)?;
     let (width, height) = (width as usize, height as usize);
     let rgb: Vec<u8> = match (color, samples) {
-        (ColorType::CMYK(8), DecodingResult::U8(inks)) => {
-            inks.chunks_exact(4).flat_map(|p| cmyk(p[0], p[1], p[2], p[3])).collect()
-        }
-        (ColorType::Gray(32), DecodingResult::F32(v)) => {
-            v.iter().flat_map(|v| [v.clamp(0.0, 255.0) as u8; 3]).collect()
-        }
-        (ColorType::Gray(32), DecodingResult::I32(v)) => {
-            v.iter().flat_map(|v| [(*v).clamp(0, 255) as u8; 3]).collect()
-        }
+        (ColorType::CMYK(8), DecodingResult::U8(inks)) => inks
+            .chunks_exact(4)
+            .flat_map(|p| cmyk(p[0], p[1], p[2], p[3]))
+            .collect(),
+        (ColorType::Gray(32), DecodingResult::F32(v)) => v
+            .iter()
+            .flat_map(|v| [v.clamp(0.0, 255.0) as u8; 3])
+            .collect(),
+        (ColorType::Gray(32), DecodingResult::I32(v)) => v
+            .iter()
+            .flat_map(|v| [(*v).clamp(0, 255) as u8; 3])
+            .collect(),
         (ColorType::Gray(32), DecodingResult::U32(v)) => {
             v.iter().flat_map(|v| [(*v).min(255) as u8; 3]).collect()
         }

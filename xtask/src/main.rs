@@ -1,0 +1,82 @@
+//! What a contributor types: `cargo xtask COMMAND`. Each command runs the one script or tool that
+//! does the work; what needs Python stays out of the tests and out of CI.
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Tasks of Kiln's contributors")]
+struct Cli {
+    /// The Python that has xtask/python/requirements.txt installed.
+    #[arg(long, global = true, env = "KILN_PYTHON", default_value = "python3")]
+    python: PathBuf,
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Run what CI runs: formatting, lints, docs, tests.
+    Ci,
+    /// Write tests/fixtures anew with transformers (needs Python).
+    Fixtures(Rest),
+    /// Write the image crate's golden pictures anew with Pillow (needs Python).
+    PillowGoldens(Rest),
+    /// Train the built-in model (needs Python; resumes where it was interrupted).
+    TrainDemo(Rest),
+    /// Measure the exported built-in model with transformers (needs Python).
+    EvalDemo(Rest),
+}
+
+#[derive(clap::Args)]
+struct Rest {
+    /// Handed to the script as they are; `-- --help` shows what it takes.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<OsString>,
+}
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    let root = root();
+    let script = |name: &str, rest: &Rest, defaults: &[&str]| {
+        let mut command = Command::new(&cli.python);
+        command.arg(root.join("xtask/python").join(name));
+        if rest.args.is_empty() {
+            command.args(defaults)
+        } else {
+            command.args(&rest.args)
+        };
+        command
+    };
+    let mut command = match &cli.task {
+        Task::Ci => {
+            let mut bash = Command::new("bash");
+            bash.arg(".ci/run");
+            bash
+        }
+        Task::Fixtures(rest) => script("fixtures.py", rest, &["--out", "tests/fixtures"]),
+        Task::PillowGoldens(rest) => script("pillow_goldens.py", rest, &[]),
+        Task::TrainDemo(rest) => script("train_demo.py", rest, &[]),
+        Task::EvalDemo(rest) => script("eval_demo.py", rest, &[]),
+    };
+    // The reference must answer from the checkpoints given, never from the network.
+    let status = command
+        .current_dir(root)
+        .env("HF_HUB_OFFLINE", "1")
+        .status()
+        .with_context(|| format!("can't start {:?}", command.get_program()))?;
+    if !status.success() {
+        bail!("{:?}: {status}", command.get_program());
+    }
+    Ok(())
+}
+
+/// The repository's root: one above this package.
+fn root() -> &'static Path {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here)
+}
