@@ -54,6 +54,9 @@ def resize_cases() -> list:
         ((100, 3), (3, 100)), ((3, 100), (100, 3)), ((200, 150), (224, 224)), ((97, 89), (24, 24)),
         ((255, 1), (17, 4)), ((1, 255), (4, 17)), ((300, 200), (7, 9)), ((17, 23), (17, 23)),
         ((640, 480), (224, 168)), ((41, 43), (336, 350)),
+        # Either order of the passes, and the border between them.
+        ((24, 24), (30, 12)), ((100, 100), (75, 50)), ((100, 100), (76, 50)), ((20, 100), (1, 50)),
+        ((50, 90), (48, 85)), ((50, 90), (48, 86)),
     ]
     cases = []
     for source, target in sizes:
@@ -169,7 +172,7 @@ def mode_files() -> list:
     files["webp-xmp-6"] = saved(base, "WEBP", lossless=True, xmp=xmp)
     exact = [(name, data, 0) for name, data in files.items()]
 
-    smooth = picture(24, 16).resize((48, 32), Image.Resampling.BICUBIC)
+    smooth = picture(12, 8).resize((24, 16), Image.Resampling.BICUBIC)
     cmyk = Image.merge("CMYK", [*smooth.split(), smooth.convert("L").point(lambda v: v // 2)])
     lossy = {
         "jpeg-l": saved(smooth.convert("L"), "JPEG", quality=90),

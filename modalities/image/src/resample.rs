@@ -161,11 +161,11 @@ fn clip(sum: i32) -> u8 {
 
 const HALF: i32 = 1 << (PRECISION_BITS - 1);
 
-/// One row through the horizontal filter.
-fn horizontal(row: &[u8], taps: &Taps, out: &mut [u8]) {
+/// One row through the horizontal filter. `row` begins at source column `first`.
+fn horizontal(row: &[u8], first: usize, taps: &Taps, out: &mut [u8]) {
     for (pixel, (start, coefficients)) in out.chunks_exact_mut(3).zip(taps.iter()) {
         let mut sum = [HALF; 3];
-        for (p, k) in row[start * 3..].chunks_exact(3).zip(coefficients) {
+        for (p, k) in row[(start - first) * 3..].chunks_exact(3).zip(coefficients) {
             sum[0] += i32::from(p[0]) * k;
             sum[1] += i32::from(p[1]) * k;
             sum[2] += i32::from(p[2]) * k;
@@ -174,22 +174,16 @@ fn horizontal(row: &[u8], taps: &Taps, out: &mut [u8]) {
     }
 }
 
-/// All rows through the vertical filter. `rows` begins at source row `first`.
-fn vertical(rows: &[u8], first: usize, stride: usize, taps: &Taps, out: &mut [u8]) {
-    let mut sums = vec![0i32; stride];
-    for (out_row, (start, coefficients)) in out.chunks_exact_mut(stride).zip(taps.iter()) {
-        sums.fill(HALF);
-        for (row, k) in rows[(start - first) * stride..]
-            .chunks_exact(stride)
-            .zip(coefficients)
-        {
-            for (sum, p) in sums.iter_mut().zip(row) {
-                *sum += i32::from(*p) * k;
-            }
-        }
-        for (byte, sum) in out_row.iter_mut().zip(&sums) {
-            *byte = clip(*sum);
-        }
+/// One source row's share of a row through the vertical filter.
+fn accumulate(sums: &mut [i32], row: &[u8], k: i32) {
+    for (sum, p) in sums.iter_mut().zip(row) {
+        *sum += i32::from(*p) * k;
+    }
+}
+
+fn finish(sums: &[i32], row: &mut [u8]) {
+    for (byte, sum) in row.iter_mut().zip(sums) {
+        *byte = clip(*sum);
     }
 }
 
@@ -286,11 +280,36 @@ fn resample(canvas: &Canvas<'_>, output: Size, window: Rect, filter: Filter) -> 
     }
     let down = (canvas.size.height != output.height)
         .then(|| Taps::new(canvas.size.height, output.height, y, window.height, filter));
-    let rows = down.as_ref().map_or(y..y + window.height, Taps::range);
     let across = (canvas.size.width != output.width)
         .then(|| Taps::new(canvas.size.width, output.width, x, window.width, filter));
+    match (across, down) {
+        (Some(across), Some(down)) if vertical_first(canvas.size, output) => {
+            columns_then_rows(canvas, &across, &down)
+        }
+        (across, down) => rows_then_columns(canvas, window, across.as_ref(), down.as_ref()),
+    }
+}
 
+/// Which pass Pillow runs first. Both round to bytes in between, so the order shows in the
+/// result. Since version 13 it depends on which side shrinks by more pixels; before, rows came
+/// first always.
+fn vertical_first(input: Size, output: Size) -> bool {
+    let shrinks = |from: usize, to: usize| from as i64 - to as i64;
+    let down = shrinks(input.height, output.height);
+    down > 0 && down > 2 * shrinks(input.width, output.width)
+}
+
+fn rows_then_columns(
+    canvas: &Canvas<'_>,
+    window: Rect,
+    across: Option<&Taps>,
+    down: Option<&Taps>,
+) -> Vec<u8> {
+    let (x, y) = (window.x as usize, window.y as usize);
+    let stride = window.width * 3;
+    let rows = down.map_or(y..y + window.height, Taps::range);
     let first = rows.start;
+    let mut scratch = Vec::new();
     let mut narrow = vec![0; rows.len() * stride];
     // Every row of bare canvas comes out alike: filter it once.
     let mut blank: Option<Vec<u8>> = None;
@@ -302,8 +321,8 @@ fn resample(canvas: &Canvas<'_>, output: Size, window: Rect, filter: Filter) -> 
             continue;
         }
         let row = canvas.row(y, &mut scratch);
-        match &across {
-            Some(taps) => horizontal(row, taps, out),
+        match across {
+            Some(taps) => horizontal(row, 0, taps, out),
             None => out.copy_from_slice(&row[x * 3..][..stride]),
         }
         if canvas.is_blank(y) {
@@ -312,7 +331,34 @@ fn resample(canvas: &Canvas<'_>, output: Size, window: Rect, filter: Filter) -> 
     }
     let Some(down) = down else { return narrow };
     let mut out = vec![0; stride * window.height];
-    vertical(&narrow, first, stride, &down, &mut out);
+    let mut sums = vec![0; stride];
+    for (out_row, (start, coefficients)) in out.chunks_exact_mut(stride).zip(down.iter()) {
+        sums.fill(HALF);
+        let rows = narrow[(start - first) * stride..].chunks_exact(stride);
+        for (row, k) in rows.zip(coefficients) {
+            accumulate(&mut sums, row, *k);
+        }
+        finish(&sums, out_row);
+    }
+    out
+}
+
+fn columns_then_rows(canvas: &Canvas<'_>, across: &Taps, down: &Taps) -> Vec<u8> {
+    let columns = across.range();
+    let (first, end) = (columns.start * 3, columns.end * 3);
+    let mut scratch = Vec::new();
+    let mut sums = vec![0; end - first];
+    let mut row = vec![0; end - first];
+    let stride = across.spans.len() * 3;
+    let mut out = vec![0; stride * down.spans.len()];
+    for (out_row, (start, coefficients)) in out.chunks_exact_mut(stride).zip(down.iter()) {
+        sums.fill(HALF);
+        for (y, k) in (start..).zip(coefficients) {
+            accumulate(&mut sums, &canvas.row(y, &mut scratch)[first..end], *k);
+        }
+        finish(&sums, &mut row);
+        horizontal(&row, columns.start, across, out_row);
+    }
     out
 }
 
