@@ -137,7 +137,6 @@ def mode_files() -> list:
         "bmp-rgba": saved(rgba, "BMP"),
         "tiff-1": saved(base.convert("1"), "TIFF"),
         "tiff-l": saved(base.convert("L"), "TIFF"),
-        "tiff-la": saved(rgba.convert("LA"), "TIFF"),
         "tiff-p": saved(palette, "TIFF"),
         "tiff-rgb": saved(base, "TIFF"),
         "tiff-rgb-lzw": saved(base, "TIFF", compression="tiff_lzw"),

@@ -367,3 +367,66 @@ impl ImageProcessorConfig {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn parse(value: Value) -> Result<ImageProcessorConfig> {
+        ImageProcessorConfig::from_value(&value, None)
+    }
+
+    #[test]
+    fn defaults_hang_on_the_type() {
+        let clip = parse(json!({"image_processor_type": "CLIPImageProcessorFast"})).unwrap();
+        assert_eq!(clip, ImageProcessorConfig::defaults(ProcessorKind::Clip));
+        assert_eq!(clip.size, SizeSpec::shortest(224));
+        assert!(clip.do_center_crop && !clip.do_pad);
+        let siglip = parse(json!({"image_processor_type": "SiglipImageProcessor"})).unwrap();
+        assert_eq!(
+            (siglip.size, siglip.do_center_crop),
+            (SizeSpec::exact(224, 224), false)
+        );
+        assert_eq!(siglip.image_mean, [0.5; 3]);
+        let next = parse(json!({"image_processor_type": "LlavaNextImageProcessorPil"})).unwrap();
+        assert_eq!(next.image_grid_pinpoints.len(), 5);
+    }
+
+    #[test]
+    fn old_spellings_are_understood_and_null_is_the_default() {
+        let old = parse(
+            json!({"feature_extractor_type": "CLIPFeatureExtractor", "size": 336,
+            "crop_size": 336, "image_mean": null, "do_resize": null, "resample": 2,
+            "unknown_key": [1]}),
+        )
+        .unwrap();
+        assert_eq!(old.size, SizeSpec::shortest(336));
+        assert_eq!(old.crop_size, Some(SizeSpec::exact(336, 336)));
+        assert_eq!((old.image_mean, old.do_resize), (CLIP_MEAN, true));
+        assert_eq!(old.resample, Filter::Bilinear);
+        let untyped = ImageProcessorConfig::from_value(&json!({}), Some("siglip")).unwrap();
+        assert_eq!(untyped.kind, ProcessorKind::Siglip);
+    }
+
+    #[test]
+    fn what_can_not_be_followed_is_named() {
+        let message = |value| parse(value).unwrap_err().to_string();
+        let unknown = message(json!({"image_processor_type": "ViTImageProcessor"}));
+        assert!(unknown.contains("ViTImageProcessor") && unknown.contains("SiglipImageProcessor"));
+        assert!(message(json!({})).contains("image_processor_type"));
+        let kind = "CLIPImageProcessor";
+        for (key, value) in [
+            ("resample", json!(9)),
+            ("crop_size", json!({"height": 3})),
+            ("image_std", json!([0.0, 1.0, 1.0])),
+            ("size", json!(1_000_000)),
+        ] {
+            let error = message(json!({"image_processor_type": kind, key: value}));
+            assert!(
+                error.starts_with("preprocessor_config.json"),
+                "{key}: {error}"
+            );
+        }
+    }
+}

@@ -4,15 +4,21 @@
 //! or lengths that are nobody's business.
 //!
 //! # How near to Pillow
-//! PNG, GIF, BMP, TIFF and lossless WebP: equal. JPEG: the inverse cosine transform is another
-//! than libjpeg-turbo's; see the tests for the measured distance. Lossy WebP likewise.
+//! PNG, GIF, BMP, TIFF, lossless WebP: equal. Lossy WebP: equal on the goldens. JPEG: the
+//! inverse cosine transform is not libjpeg-turbo's. On the goldens (quality 75 to 90) no channel
+//! is more than 2 levels of 255 off without chroma subsampling, 3 with it, and 0.6 on average;
+//! the last two rows and columns of a subsampled picture whose side is no multiple of 16 are up
+//! to 17 levels off, because chroma is continued differently beyond the edge.
+//!
+//! Transparency is dropped, as by the reference's `load_image`. (Its processors would composite
+//! it on white, if they were handed a picture that `load_image` has not been through.)
 
 use crate::pixels::RgbImage8;
 use crate::sniff::{self, Format, damaged, unsupported};
 use crate::{MODALITY, color, gif, tiff};
 use image::codecs::{bmp, jpeg, png, tiff as image_tiff, webp};
 use image::metadata::Orientation;
-use image::{ColorType, DynamicImage, ImageDecoder, ImageError, Limits};
+use image::{DynamicImage, ImageDecoder, ImageError, Limits};
 use kiln_registry::{DecodeLimits, Error, MediaItem, Result};
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -123,7 +129,6 @@ fn finish(
     decoder.read_image(&mut samples).map_err(failed)?;
     // IHDR's colour type 4 is grey with alpha; other transparency is a chunk beside plain grey.
     let clip_grey = !(format == Format::Png && bytes.get(25) == Some(&4));
-    debug_assert!(color != ColorType::Rgba32F);
     let image = color::to_rgb(width as usize, height as usize, color, clip_grey, samples)?;
     upright(image, orientation)
 }

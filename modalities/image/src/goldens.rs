@@ -51,6 +51,9 @@ fn unhex(text: &str) -> Vec<u8> {
         .collect()
 }
 
+/// See [`crate::decode`] on JPEG.
+const BORDER_LEVELS: u8 = 20;
+
 struct File {
     name: String,
     bytes: Vec<u8>,
@@ -118,16 +121,22 @@ fn every_mode_and_orientation_decodes_as_in_the_reference() {
             .zip(file.rgb.data())
             .map(|(a, b)| a.abs_diff(*b))
             .collect();
-        let most = off.iter().max().copied().unwrap_or(0);
+        let (width, height) = (got.width(), got.height());
+        // Upsampled chroma differs more in the last rows and columns, where the two decoders
+        // continue the picture differently.
+        let border = |i: usize| i / 3 % width + 2 >= width || i / 3 / width + 2 >= height;
+        let most = |inside: bool| {
+            let some = off.iter().enumerate().filter(|(i, _)| border(*i) != inside);
+            some.map(|(_, d)| *d).max().unwrap_or(0)
+        };
         let mean = off.iter().map(|d| f64::from(*d)).sum::<f64>() / off.len() as f64;
-        if file.levels > 0 {
-            println!(
-                "{}: at most {most} levels off, {mean:.4} on average",
+        let (inside, outside) = (most(true), most(false));
+        let allowed = if file.levels > 0 { BORDER_LEVELS } else { 0 };
+        if inside > file.levels || outside > allowed || mean > 0.6 {
+            wrong.push(format!(
+                "{}: {inside}, at the border {outside}, mean {mean:.3}",
                 file.name
-            );
-        }
-        if most > file.levels {
-            wrong.push(format!("{}: {most} levels off (mean {mean:.3})", file.name));
+            ));
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
@@ -200,7 +209,11 @@ fn damaged_files_are_refused_and_never_panic() {
                 Err(error) => assert!(error.is_callers_fault(), "{}: {error}", file.name),
                 // Only what is no part of the picture may be gone: later frames, end marks.
                 Ok(got) => {
-                    assert!(got == file.rgb, "{} cut to {cut} is another picture", file.name);
+                    assert!(
+                        got == file.rgb,
+                        "{} cut to {cut} is another picture",
+                        file.name
+                    );
                 }
             }
         }

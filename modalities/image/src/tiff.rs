@@ -1,5 +1,5 @@
 //! The TIFF colour modes that the image crate refuses or rounds differently from Pillow:
-//! palettes, CMYK, grey with alpha, 32-bit grey.
+//! palettes, CMYK, 32-bit grey.
 
 use crate::color::cmyk;
 use crate::pixels::RgbImage8;
@@ -14,8 +14,6 @@ use tiff::{ColorType, TiffError};
 const PHOTOMETRIC: u16 = 262;
 const BLACK_IS_ZERO: u16 = 1;
 const PALETTE: u16 = 3;
-/// What the tiff crate calls grey with an alpha channel.
-const GREY_ALPHA: ColorType = ColorType::Multiband { bit_depth: 8, num_samples: 2 };
 
 /// Classic TIFF's integers in the file's byte order.
 struct Words {
@@ -92,7 +90,7 @@ fn decode_mode(
     let (width, height) = decoder.dimensions().map_err(failed)?;
     crate::decode::check_limits(width, height, limits)?;
     let color = decoder.colortype().map_err(failed)?;
-    if !palette && !matches!(color, ColorType::CMYK(8) | ColorType::Gray(32) | GREY_ALPHA) {
+    if !palette && !matches!(color, ColorType::CMYK(8) | ColorType::Gray(32)) {
         return Ok(None);
     }
     let orientation = decoder
