@@ -671,6 +671,16 @@ def write_inputs(folder: Path) -> list[str]:
     return names
 
 
+def loaded(path) -> Image.Image:
+    """The RGB pixels of transformers' `load_image`, which drops alpha.
+
+    Its result still carries a palette's or RGB file's transparent colour in `info`, which a
+    processor's own RGB conversion would then paint white; RGBA files it would not. Kiln decodes
+    once, so the pixels alone are the reference.
+    """
+    return Image.fromarray(np.asarray(load_image(str(path))))
+
+
 def grey_levels(processor, pixels: np.ndarray) -> torch.Tensor:
     """Normalised pixels back to the bytes they came from."""
     mean = np.asarray(processor.image_mean, dtype=np.float64)[:, None, None]
@@ -724,10 +734,10 @@ def write_processors(out: Path) -> None:
             add(variant, processor, {"pattern": spec}, picture(spec))
         if variant in ("clip", "siglip"):
             for name in names:
-                add(variant, processor, {"file": f"inputs/{name}"}, load_image(str(folder / "inputs" / name)))
+                add(variant, processor, {"file": f"inputs/{name}"}, loaded(folder / "inputs" / name))
     # The pixels of each file as decoded, before any resize.
     for name in names:
-        decoded = np.asarray(load_image(str(folder / "inputs" / name)))
+        decoded = np.asarray(loaded(folder / "inputs" / name))
         tensors[f"decoded.{name}"] = torch.from_numpy(decoded.copy())
     save_file(tensors, folder / "expected.safetensors")
     (folder / "index.json").write_text(json.dumps(index, indent=None, separators=(",", ":")).replace("},{\"v", "},\n{\"v") + "\n")
@@ -869,7 +879,7 @@ def load(folder: Path):
 
 def compare(trace: Path, checkpoint: Path, images: list[str], prompt: str, tolerance: float) -> int:
     model, processor = load(checkpoint)
-    expected, margin = reference(model, processor, prompt, [load_image(i) for i in images])
+    expected, margin = reference(model, processor, prompt, [loaded(i) for i in images])
     actual = load_file(trace)
     failed = False
 
