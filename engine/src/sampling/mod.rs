@@ -1,0 +1,8 @@
+//! How the next token is chosen. One sampler per sequence: its choice depends on its own logits,
+//! history and seed, never on what else is in the batch.
+
+mod params;
+mod sampler;
+
+pub use params::SamplingParams;
+pub use sampler::{SampledToken, Sampler};
