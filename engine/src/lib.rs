@@ -1,18 +1,43 @@
 //! Kiln's engine: it takes requests and runs whatever model the registry finds. It names no
 //! architecture.
 //!
-//! The parts so far: where a checkpoint's files come from ([`Checkpoint`]), how a token is chosen
-//! ([`SamplingParams`], [`Sampler`]), where text ends ([`StopMatcher`]), who owns which block of
-//! the KV cache ([`BlockAllocator`]), and what runs in the next step ([`Scheduler`]).
+//! A program holds an [`Engine`]: it loads a checkpoint, profiles it, and takes [`Request`]s from
+//! any thread; each answers with [`Event`]s as a [`Generation`]. Tools that look inside start from
+//! a [`LoadedModel`].
+//!
+//! Inside, in the order of a request: [`InputPipeline`] (decode, template, tokenise, expand, map;
+//! on a pool), the owner thread with the [`Scheduler`] over the [`BlockAllocator`], the executor
+//! with model and KV cache, [`Sampler`], detokenising and [`StopMatcher`].
 
 mod blocks;
 mod checkpoint;
+mod device;
+mod engine;
+mod executor;
+mod loaded;
+mod memory;
+mod merge;
+mod pipeline;
+mod profile;
+mod request;
 mod sampling;
 mod scheduler;
+mod sequence;
+mod stats;
 mod stop;
+mod trace;
+mod worker;
 
 pub use blocks::{BlockAllocator, BlockTable};
 pub use checkpoint::{Checkpoint, EmbeddedFiles};
+pub use device::open_device;
+pub use engine::{Engine, EngineOptions};
+pub use loaded::{LoadedModel, ModelOptions};
+pub use pipeline::{InputPipeline, ItemContent, Prepared, PreparedItem};
+pub use profile::{CacheOptions, MemoryProfile};
+pub use request::{Event, FinishReason, Generation, MediaInput, PromptInput, Request, Usage};
 pub use sampling::{SampledToken, Sampler, SamplingParams};
 pub use scheduler::{Chunk, Scheduler, SchedulerConfig, SequenceId};
+pub use stats::EngineStats;
 pub use stop::StopMatcher;
+pub use trace::Trace;

@@ -203,6 +203,11 @@ impl Scheduler {
         found
     }
 
+    /// The sequences that hold blocks, in order of arrival.
+    pub fn running_ids(&self) -> impl Iterator<Item = SequenceId> + '_ {
+        self.running.iter().map(|s| s.id)
+    }
+
     /// Sequences that hold blocks.
     pub fn running(&self) -> usize {
         self.running.len()

@@ -88,6 +88,13 @@ impl InputContext {
         }
     }
 
+    /// The same with another bound on a sequence: known once the model is loaded.
+    #[must_use]
+    pub fn with_max_model_len(mut self, max_model_len: usize) -> Self {
+        self.max_model_len = max_model_len;
+        self
+    }
+
     /// `config.json` as it stands.
     pub fn config(&self) -> &Value {
         &self.config

@@ -100,6 +100,9 @@ pub struct SequenceSpan {
     pub query_len: usize,
     /// Tokens it has in the cache after this batch: old ones and the new ones.
     pub context_len: usize,
+    /// Tokens of its prompt, however it was chunked: position embeddings that depend on a length
+    /// go by this one, so that a chunk gives what the whole prompt gives.
+    pub prompt_len: usize,
     /// Its blocks, in order; enough for `context_len`.
     pub blocks: Vec<u32>,
 }

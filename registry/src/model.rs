@@ -111,6 +111,9 @@ pub trait MultiModalModel: Send {
     /// The width of embeddings.
     fn hidden_size(&self) -> usize;
 
+    /// Positions that the model was made for: the longest context unless the caller asks for less.
+    fn max_position_embeddings(&self) -> usize;
+
     /// Bytes of all weights on the device.
     fn weight_bytes(&self) -> usize;
 

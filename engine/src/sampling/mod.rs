@@ -5,4 +5,5 @@ mod params;
 mod sampler;
 
 pub use params::SamplingParams;
+pub(crate) use sampler::argmax;
 pub use sampler::{SampledToken, Sampler};

@@ -149,7 +149,7 @@ impl Sampler {
 }
 
 /// The first of the largest: ties go to the lowest id.
-fn argmax(logits: &[f32]) -> usize {
+pub(crate) fn argmax(logits: &[f32]) -> usize {
     let mut best = 0;
     for (id, logit) in logits.iter().enumerate() {
         if *logit > logits[best] {

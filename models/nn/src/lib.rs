@@ -1,1 +1,12 @@
-//! The parts that model crates share.
+//! The parts that model crates share: weights from safetensors, custom operators, text decoders,
+//! vision towers, and the LLaVA layout that puts a tower before a decoder.
+//!
+//! A model crate picks parts, says how its checkpoint names them, and implements
+//! [`kiln_registry::MultiModalModel`] over them. Nothing here submits a model.
+
+pub mod decoder;
+pub mod layers;
+pub mod ops;
+pub mod vision;
+pub mod vlm;
+pub mod weights;

@@ -1,0 +1,88 @@
+//! A linear layer, its weight kept `[out, in]` as checkpoints store it.
+
+use crate::ops;
+use crate::weights::Scope;
+use burn::tensor::Tensor;
+use kiln_registry::Result;
+
+/// `y = x · wᵀ + b`.
+pub struct Linear {
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+}
+
+impl Linear {
+    /// `weight` and, where `bias` says so, `bias` of a scope.
+    ///
+    /// # Errors
+    /// See [`Scope::weight`].
+    pub fn load(scope: &Scope<'_>, input: usize, output: usize, bias: bool) -> Result<Self> {
+        Ok(Self {
+            weight: scope.weight("weight", [output, input])?,
+            bias: bias.then(|| scope.vector("bias", output)).transpose()?,
+        })
+    }
+
+    /// A layer of given parts, such as a convolution's kernel laid flat.
+    pub fn from_parts(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
+        Self { weight, bias }
+    }
+
+    /// # Shapes
+    /// f32 `[rows, in]` to f32 `[rows, out]`.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        ops::linear(x, self.weight.clone(), self.bias.clone())
+    }
+}
+
+/// Layer normalisation with weight and bias.
+pub struct LayerNorm {
+    weight: Tensor<1>,
+    bias: Tensor<1>,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// `weight` and `bias` of a scope.
+    ///
+    /// # Errors
+    /// See [`Scope::vector`].
+    pub fn load(scope: &Scope<'_>, width: usize, eps: f64) -> Result<Self> {
+        Ok(Self {
+            weight: scope.vector("weight", width)?,
+            bias: scope.vector("bias", width)?,
+            eps,
+        })
+    }
+
+    /// # Shapes
+    /// f32 `[rows, width]` to the same.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        ops::layer_norm(x, self.weight.clone(), self.bias.clone(), self.eps)
+    }
+}
+
+/// Root-mean-square normalisation.
+pub struct RmsNorm {
+    weight: Tensor<1>,
+    eps: f64,
+}
+
+impl RmsNorm {
+    /// `weight` of a scope.
+    ///
+    /// # Errors
+    /// See [`Scope::vector`].
+    pub fn load(scope: &Scope<'_>, width: usize, eps: f64) -> Result<Self> {
+        Ok(Self {
+            weight: scope.vector("weight", width)?,
+            eps,
+        })
+    }
+
+    /// # Shapes
+    /// f32 `[rows, width]` to the same.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        ops::rms_norm(x, self.weight.clone(), self.eps)
+    }
+}

@@ -1,0 +1,216 @@
+//! The vision towers CLIP and SigLIP: patches, positions, pre-norm blocks of full attention.
+//!
+//! A picture's states do not depend on what else is in the batch. Layers behind the last state that
+//! is taken are neither loaded nor run.
+//!
+//! *Source*: Hugging Face transformers, `modeling_clip.py`, `modeling_siglip.py`.
+
+mod config;
+
+pub use config::{FeatureSelection, LayerIndex, TOWER_TYPES, TowerConfig, TowerKind};
+
+use crate::layers::{LayerNorm, Linear};
+use crate::ops::{self, Activation};
+use crate::weights::Scope;
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use kiln_registry::{Error, Result};
+
+/// A loaded tower that gives the selected features.
+pub struct VisionTower {
+    config: TowerConfig,
+    selection: FeatureSelection,
+    class_embedding: Option<Tensor<1>>,
+    patches: Linear,
+    position_embedding: Tensor<2>,
+    pre_layernorm: Option<LayerNorm>,
+    layers: Vec<TowerLayer>,
+    device: Device,
+}
+
+impl VisionTower {
+    /// Loads the tower of a scope, up to the last layer that the selection needs.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] for a missing or wrong-shaped tensor.
+    pub fn load(config: TowerConfig, selection: FeatureSelection, scope: &Scope<'_>) -> Result<Self> {
+        let (width, clip) = (config.hidden_size, config.kind == TowerKind::Clip);
+        let embeddings = scope.at("embeddings");
+        let patch = embeddings.at("patch_embedding");
+        let side = config.patch_size;
+        let kernel: Tensor<4> = patch.weight("weight", [width, config.num_channels, side, side])?;
+        let bias = (!clip).then(|| patch.vector("bias", width)).transpose()?;
+        let needed = selection.layers.iter().copied().max().unwrap_or(0);
+        let encoder = scope.at("encoder").at("layers");
+        for unused in needed..config.num_hidden_layers {
+            encoder.at(unused).skip();
+        }
+        // Parts of the whole model that no feature passes through.
+        scope.at("post_layernorm").skip();
+        scope.at("head").skip();
+        Ok(Self {
+            class_embedding: clip
+                .then(|| embeddings.vector("class_embedding", width))
+                .transpose()?,
+            patches: Linear::from_parts(
+                kernel.reshape([width, config.num_channels * side * side]),
+                bias,
+            ),
+            position_embedding: embeddings
+                .at("position_embedding")
+                .table("weight", [config.tokens(), width])?,
+            // The reference's own spelling.
+            pre_layernorm: clip
+                .then(|| LayerNorm::load(&scope.at("pre_layrnorm"), width, config.layer_norm_eps))
+                .transpose()?,
+            layers: (0..needed)
+                .map(|i| TowerLayer::load(&config, &encoder.at(i)))
+                .collect::<Result<_>>()?,
+            device: scope.device().clone(),
+            selection,
+            config,
+        })
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &TowerConfig {
+        &self.config
+    }
+
+    /// What it gives.
+    pub fn selection(&self) -> &FeatureSelection {
+        &self.selection
+    }
+
+    /// The selected features of pictures.
+    ///
+    /// # Shapes
+    /// `pixels`: `[pictures, 3, image_size, image_size]`; returns f32 `[pictures, tokens, width]`
+    /// with the selection's tokens and width.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] when the pixels have another size: the processor's configuration and
+    /// the tower's do not fit.
+    pub fn features(&self, shape: [usize; 4], pixels: &[f32]) -> Result<Tensor<3>> {
+        let [pictures, channels, height, width] = shape;
+        let side = self.config.image_size;
+        if [channels, height, width] != [self.config.num_channels, side, side] {
+            return Err(Error::invalid(format!(
+                "the processor makes pictures of {width}x{height}, the vision tower takes {side}x{side}"
+            )));
+        }
+        let (tokens, width) = (self.config.tokens(), self.config.hidden_size);
+        let mut states: Vec<Option<Tensor<2>>> = vec![None; self.layers.len() + 1];
+        let wanted = |i: usize| self.selection.layers.contains(&i);
+        let mut x = self.embed(pictures, pixels);
+        if wanted(0) {
+            states[0] = Some(x.clone());
+        }
+        for (i, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(x, pictures, tokens);
+            if wanted(i + 1) {
+                states[i + 1] = Some(x.clone());
+            }
+        }
+        let first = usize::from(self.selection.drop_first);
+        let parts: Vec<Tensor<3>> = self
+            .selection
+            .layers
+            .iter()
+            .filter_map(|i| states.get(*i).cloned().flatten())
+            .map(|state| {
+                state
+                    .reshape([pictures, tokens, width])
+                    .slice([0..pictures, first..tokens, 0..width])
+            })
+            .collect();
+        Ok(Tensor::cat(parts, 2))
+    }
+
+    /// Patches, class token, positions: `[pictures * tokens, width]`.
+    fn embed(&self, pictures: usize, pixels: &[f32]) -> Tensor<2> {
+        let (grid, patch) = (self.config.grid(), self.config.patch_size);
+        let (side, width) = (self.config.image_size, self.config.hidden_size);
+        let count = grid * grid;
+        let inner = self.config.num_channels * patch * patch;
+        // A convolution whose stride is its kernel: each patch is a row of the product.
+        let mut rows = Vec::with_capacity(pictures * count * inner);
+        for picture in pixels.chunks_exact(self.config.num_channels * side * side) {
+            for cell in 0..count {
+                let (top, left) = (cell / grid * patch, cell % grid * patch);
+                for plane in picture.chunks_exact(side * side) {
+                    for y in top..top + patch {
+                        rows.extend_from_slice(&plane[y * side + left..y * side + left + patch]);
+                    }
+                }
+            }
+        }
+        let rows = Tensor::<2>::from_data(
+            TensorData::new(rows, [pictures * count, inner]),
+            (&self.device, DType::F32),
+        );
+        let mut x = self.patches.forward(rows).reshape([pictures, count, width]);
+        if let Some(class) = &self.class_embedding {
+            let class = class.clone().reshape([1, 1, width]).repeat_dim(0, pictures);
+            x = Tensor::cat(vec![class, x], 1);
+        }
+        let tokens = self.config.tokens();
+        let x = x + self.position_embedding.clone().reshape([1, tokens, width]);
+        let x = x.reshape([pictures * tokens, width]);
+        match &self.pre_layernorm {
+            Some(norm) => norm.forward(x),
+            None => x,
+        }
+    }
+}
+
+struct TowerLayer {
+    layer_norm1: LayerNorm,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    layer_norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+    act: Activation,
+    heads: usize,
+}
+
+impl TowerLayer {
+    fn load(config: &TowerConfig, scope: &Scope<'_>) -> Result<Self> {
+        let (width, inner) = (config.hidden_size, config.intermediate_size);
+        let (attention, mlp) = (scope.at("self_attn"), scope.at("mlp"));
+        let square = |name: &str| Linear::load(&attention.at(name), width, width, true);
+        let norm = |name: &str| LayerNorm::load(&scope.at(name), width, config.layer_norm_eps);
+        Ok(Self {
+            layer_norm1: norm("layer_norm1")?,
+            q_proj: square("q_proj")?,
+            k_proj: square("k_proj")?,
+            v_proj: square("v_proj")?,
+            out_proj: square("out_proj")?,
+            layer_norm2: norm("layer_norm2")?,
+            fc1: Linear::load(&mlp.at("fc1"), width, inner, true)?,
+            fc2: Linear::load(&mlp.at("fc2"), inner, width, true)?,
+            act: config.hidden_act,
+            heads: config.num_attention_heads,
+        })
+    }
+
+    /// # Shapes
+    /// `[pictures * tokens, width]` to the same.
+    fn forward(&self, x: Tensor<2>, pictures: usize, tokens: usize) -> Tensor<2> {
+        let [rows, width] = x.dims();
+        let head_dim = width / self.heads;
+        let split = |x: Tensor<2>| x.reshape([pictures, tokens, self.heads, head_dim]);
+        let y = self.layer_norm1.forward(x.clone());
+        let attended = ops::attention(
+            split(self.q_proj.forward(y.clone())),
+            split(self.k_proj.forward(y.clone())),
+            split(self.v_proj.forward(y)),
+            (head_dim as f32).powf(-0.5),
+        );
+        let x = x + self.out_proj.forward(attended.reshape([rows, width]));
+        let y = self.fc1.forward(self.layer_norm2.forward(x.clone()));
+        x + self.fc2.forward(ops::activation(y, self.act))
+    }
+}

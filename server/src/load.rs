@@ -1,0 +1,46 @@
+//! From the command line to a loaded model, with a progress bar where a person looks on.
+
+use crate::builtin;
+use crate::linked;
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use kiln_engine::{Checkpoint, LoadedModel, ModelOptions};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The checkpoint of a folder, or the built-in one.
+pub(crate) fn checkpoint(model_dir: &Path) -> Result<Checkpoint> {
+    if model_dir.as_os_str() == builtin::NAME {
+        return Ok(builtin::checkpoint());
+    }
+    Ok(Checkpoint::open(model_dir)?)
+}
+
+/// Loads a checkpoint. The bar is drawn to a terminal only, and only when it takes a while.
+pub(crate) fn load(checkpoint: &Checkpoint, options: &ModelOptions) -> Result<LoadedModel> {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
+    if let Ok(style) = ProgressStyle::with_template("loading {wide_bar} {pos}/{len} tensors") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    let progress = |done: usize, all: usize| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    };
+    let loaded = LoadedModel::load(linked::registry()?, checkpoint, options, &progress);
+    bar.finish_and_clear();
+    loaded.with_context(|| format!("can't load {}", checkpoint.name()))
+}
+
+/// The bytes of picture files.
+pub(crate) fn read_images(files: &[PathBuf]) -> Result<Vec<(String, Bytes)>> {
+    files
+        .iter()
+        .map(|file| {
+            let bytes = fs::read(file).with_context(|| format!("can't read {}", file.display()))?;
+            Ok((file.display().to_string(), Bytes::from(bytes)))
+        })
+        .collect()
+}
