@@ -1,0 +1,403 @@
+//! Attention over keys and values in blocks, each query row alone.
+//!
+//! Keys are taken in tiles of 64 that start at multiples of 64 in the sequence, with a running
+//! maximum and sum. Where a tile starts, in which order a row adds its products and where it is
+//! rescaled depend on the row's own positions only, so a row has the same bits in any batch and
+//! any chunk. Rows are computed six at a time for the sake of speed: over the keys that all of
+//! them see together, over the others one by one.
+
+use super::{
+    element::Element,
+    math,
+    simd::{self, Isa, Kernel, LANES, Lanes},
+};
+use rayon::prelude::*;
+
+/// Keys of a tile.
+const TILE: usize = 64;
+/// Lanes of a tile.
+const GROUPS: usize = TILE / LANES;
+/// Query rows of one task, at most about: what a packed tile of keys and values is shared by.
+const TASK_ROWS: usize = 256;
+
+/// Queries, and the cache they attend to.
+#[derive(Clone, Copy)]
+pub(super) struct Attention<'a, E> {
+    /// `[tokens, heads, head_dim]`
+    pub(super) q: &'a [f32],
+    /// `[blocks, block_size, kv_heads, head_dim]`
+    pub(super) keys: &'a [E],
+    /// `[blocks, block_size, kv_heads, head_dim]`
+    pub(super) values: &'a [E],
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head_dim: usize,
+    pub(super) block_size: usize,
+    pub(super) scale: f32,
+    /// Whether a token sees only itself and what is before it.
+    pub(super) causal: bool,
+    /// How many positions a token sees at most, itself among them.
+    pub(super) window: Option<usize>,
+}
+
+/// One sequence of a batch, in the order of its rows.
+pub(super) struct Sequence<'a> {
+    /// Its rows.
+    pub(super) queries: usize,
+    /// Its positions in the cache; the rows are the last of them.
+    pub(super) context: usize,
+    /// Its blocks in order.
+    pub(super) blocks: &'a [u32],
+}
+
+/// Computes `out`: `[tokens, heads, head_dim]`, one task for each KV head of a range of tokens.
+pub(super) fn attention<'a, E: Element>(
+    op: Attention<'a, E>,
+    sequences: &[Sequence<'a>],
+    out: &'a mut [f32],
+) {
+    let group = op.heads / op.kv_heads;
+    let mut parts = out.chunks_exact_mut(group * op.head_dim);
+    let mut tasks = Vec::new();
+    let mut row = 0;
+    for sequence in sequences {
+        let chunks = (sequence.queries * group).div_ceil(TASK_ROWS).max(1);
+        let height = sequence.queries.div_ceil(chunks).max(1);
+        for first in (0..sequence.queries).step_by(height) {
+            let tokens = height.min(sequence.queries - first);
+            let start = tasks.len();
+            tasks.extend((0..op.kv_heads).map(|kv_head| Task {
+                op,
+                blocks: sequence.blocks,
+                kv_head,
+                first_row: row + first,
+                first_position: sequence.context - sequence.queries + first,
+                context: sequence.context,
+                out: Vec::with_capacity(tokens),
+            }));
+            for _ in 0..tokens {
+                for (task, part) in tasks[start..].iter_mut().zip(&mut parts) {
+                    task.out.push(part);
+                }
+            }
+        }
+        row += sequence.queries;
+    }
+    if tasks.len() == 1 || rayon::current_num_threads() == 1 {
+        tasks.into_iter().for_each(simd::run);
+    } else {
+        tasks.into_par_iter().for_each(simd::run);
+    }
+}
+
+/// A range of tokens of one sequence, and the query heads of one KV head.
+struct Task<'a, E> {
+    op: Attention<'a, E>,
+    blocks: &'a [u32],
+    kv_head: usize,
+    first_row: usize,
+    first_position: usize,
+    context: usize,
+    /// Of each token, the part of these heads.
+    out: Vec<&'a mut [f32]>,
+}
+
+/// Where a query row stands after the tiles so far.
+#[derive(Clone, Copy)]
+struct State {
+    max: f32,
+    sum: f32,
+}
+
+/// Scores of one row over a tile, then its weights.
+type Row = [Lanes; GROUPS];
+
+impl<E: Element> Kernel for Task<'_, E> {
+    #[inline(always)]
+    fn run<I: Isa>(mut self) {
+        let op = self.op;
+        let dim = op.head_dim;
+        let width = dim.div_ceil(LANES);
+        let group = op.heads / op.kv_heads;
+        let rows = self.out.len() * group;
+        let mut tile = Tile {
+            keys: vec![[[0.0; LANES]; GROUPS]; dim],
+            values: vec![[0.0; LANES]; TILE * width],
+        };
+        let mut acc = vec![[0.0; LANES]; rows * width];
+        let mut states = vec![
+            State {
+                max: f32::NEG_INFINITY,
+                sum: 0.0
+            };
+            rows
+        ];
+
+        // Positions only grow with the row, and so do both ends of what a row sees.
+        let begin = self.seen(0).0;
+        let end = self.seen(self.out.len() - 1).1;
+        for base in (begin / TILE * TILE..end).step_by(TILE) {
+            tile.load(&self, begin.max(base)..end.min(base + TILE), base);
+            let mut row = 0;
+            while row < rows {
+                let span = (row, base);
+                row += match rows - row {
+                    6.. if I::WIDE => self.rows::<I, 6>(span, &tile, &mut states, &mut acc),
+                    3.. if I::WIDE => self.rows::<I, 3>(span, &tile, &mut states, &mut acc),
+                    _ => self.rows::<I, 1>(span, &tile, &mut states, &mut acc),
+                };
+            }
+        }
+        for row in 0..rows {
+            let out = &mut self.out[row / group][row % group * dim..][..dim];
+            let sum = states[row].sum;
+            let acc = acc[row * width..][..width].as_flattened();
+            for (out, acc) in out.iter_mut().zip(acc) {
+                *out = acc / sum;
+            }
+        }
+    }
+}
+
+impl<'a, E: Element> Task<'a, E> {
+    /// The positions that a token of this task sees.
+    #[inline(always)]
+    fn seen(&self, token: usize) -> (usize, usize) {
+        let next = self.first_position + token + 1;
+        let end = if self.op.causal { next } else { self.context };
+        let begin = self.op.window.map_or(0, |w| next.saturating_sub(w.max(1)));
+        (begin, end)
+    }
+
+    /// Of a tile, the part that a row sees.
+    #[inline(always)]
+    fn part(&self, row: usize, base: usize) -> (usize, usize) {
+        let (begin, end) = self.seen(row / (self.op.heads / self.op.kv_heads));
+        let low = begin.saturating_sub(base).min(TILE);
+        let high = end.saturating_sub(base).min(TILE);
+        (low, high.max(low))
+    }
+
+    #[inline(always)]
+    fn query(&self, row: usize) -> &'a [f32] {
+        let group = self.op.heads / self.op.kv_heads;
+        let head = self.kv_head * group + row % group;
+        let token = self.first_row + row / group;
+        &self.op.q[(token * self.op.heads + head) * self.op.head_dim..][..self.op.head_dim]
+    }
+
+    /// Takes `M` rows through a tile; `M`.
+    #[inline(always)]
+    fn rows<I: Isa, const M: usize>(
+        &self,
+        (row, base): (usize, usize),
+        tile: &Tile,
+        states: &mut [State],
+        acc: &mut [Lanes],
+    ) -> usize {
+        let width = self.op.head_dim.div_ceil(LANES);
+        let mut parts = [(0, 0); M];
+        for (r, part) in parts.iter_mut().enumerate() {
+            *part = self.part(row + r, base);
+        }
+        let mut queries: [&[f32]; M] = [&[]; M];
+        for (r, query) in queries.iter_mut().enumerate() {
+            *query = self.query(row + r);
+        }
+        let mut weights = [[[0.0; LANES]; GROUPS]; M];
+        scores::<I, M>(queries, &tile.keys, &mut weights);
+        for r in 0..M {
+            if parts[r].0 == parts[r].1 {
+                continue;
+            }
+            let scale = softmax::<I>(
+                &mut weights[r],
+                parts[r],
+                self.op.scale,
+                &mut states[row + r],
+            );
+            if scale != 1.0 {
+                for lanes in &mut acc[(row + r) * width..][..width] {
+                    for v in lanes {
+                        *v *= scale;
+                    }
+                }
+            }
+        }
+        // What all rows see, between what only some see.
+        let mut low = parts[0].0;
+        let mut high = parts[0].1;
+        for part in &parts {
+            low = low.max(part.0);
+            high = high.min(part.1);
+        }
+        let acc = &mut acc[row * width..];
+        if low < high {
+            let one = |r: usize| -> [&Row; 1] { [&weights[r]] };
+            for (r, part) in parts.iter().enumerate() {
+                add::<I, 1>(one(r), tile, (part.0, low), &mut acc[r * width..], width);
+            }
+            let mut all: [&Row; M] = [&weights[0]; M];
+            for r in 0..M {
+                all[r] = &weights[r];
+            }
+            add::<I, M>(all, tile, (low, high), acc, width);
+            for (r, part) in parts.iter().enumerate() {
+                add::<I, 1>(one(r), tile, (high, part.1), &mut acc[r * width..], width);
+            }
+        } else {
+            for (r, part) in parts.iter().enumerate() {
+                add::<I, 1>([&weights[r]], tile, *part, &mut acc[r * width..], width);
+            }
+        }
+        M
+    }
+}
+
+/// Keys and values of one tile, widened.
+struct Tile {
+    /// Element by element, the keys side by side.
+    keys: Vec<Row>,
+    /// Key by key, each of whole lanes.
+    values: Vec<Lanes>,
+}
+
+impl Tile {
+    /// Loads some positions of the tile that starts at `base`. What is not loaded is stale, and is
+    /// never added to anything.
+    #[inline(always)]
+    fn load<E: Element>(&mut self, task: &Task<'_, E>, range: std::ops::Range<usize>, base: usize) {
+        let op = &task.op;
+        let dim = op.head_dim;
+        let width = dim.div_ceil(LANES);
+        let values = self.values.as_flattened_mut();
+        for position in range {
+            let block = task.blocks[position / op.block_size] as usize;
+            let slot = block * op.block_size + position % op.block_size;
+            let at = (slot * op.kv_heads + task.kv_head) * dim;
+            let j = position - base;
+            let (g, l) = (j / LANES, j % LANES);
+            for (element, key) in self.keys.iter_mut().zip(&op.keys[at..][..dim]) {
+                element[g][l] = key.widen();
+            }
+            let row = &mut values[j * width * LANES..][..dim];
+            for (to, from) in row.iter_mut().zip(&op.values[at..][..dim]) {
+                *to = from.widen();
+            }
+        }
+    }
+}
+
+/// The products of `M` queries with all keys of a tile, each summed in the order of elements.
+#[inline(always)]
+fn scores<I: Isa, const M: usize>(q: [&[f32]; M], keys: &[Row], out: &mut [Row; M]) {
+    let mut queries: [&[f32]; M] = [&[]; M];
+    for r in 0..M {
+        queries[r] = &q[r][..keys.len()];
+    }
+    let mut acc = [[[0.0; LANES]; GROUPS]; M];
+    for (e, key) in keys.iter().enumerate() {
+        for r in 0..M {
+            let q = queries[r][e];
+            for g in 0..GROUPS {
+                for l in 0..LANES {
+                    acc[r][g][l] = I::mul_add(q, key[g][l], acc[r][g][l]);
+                }
+            }
+        }
+    }
+    *out = acc;
+}
+
+/// Turns a row's scores into weights against its new maximum; by what it has so far is to be
+/// multiplied.
+#[inline(always)]
+fn softmax<I: Isa>(
+    row: &mut Row,
+    (low, high): (usize, usize),
+    scale: f32,
+    state: &mut State,
+) -> f32 {
+    let mut maxima = [f32::NEG_INFINITY; LANES];
+    for g in 0..GROUPS {
+        for l in 0..LANES {
+            let j = g * LANES + l;
+            let score = row[g][l] * scale;
+            let score = if j >= low && j < high {
+                score
+            } else {
+                f32::NEG_INFINITY
+            };
+            row[g][l] = score;
+            maxima[l] = if score > maxima[l] { score } else { maxima[l] };
+        }
+    }
+    let mut max = state.max;
+    for m in maxima {
+        max = if m > max { m } else { max };
+    }
+    let rescale = math::exp::<I>(state.max - max);
+    let mut sums = [0.0; LANES];
+    for g in 0..GROUPS {
+        for l in 0..LANES {
+            let weight = math::exp::<I>(row[g][l] - max);
+            row[g][l] = weight;
+            sums[l] += weight;
+        }
+    }
+    state.sum = I::mul_add(state.sum, rescale, simd::sum(sums));
+    state.max = max;
+    rescale
+}
+
+/// Adds the values `low..high` of a tile, weighted, to the sums of `M` rows.
+#[inline(always)]
+fn add<I: Isa, const M: usize>(
+    weights: [&Row; M],
+    tile: &Tile,
+    (low, high): (usize, usize),
+    acc: &mut [Lanes],
+    width: usize,
+) {
+    if low >= high {
+        return;
+    }
+    let mut c = 0;
+    while c < width {
+        c += if width - c >= 4 {
+            add_lanes::<I, M, 4>(weights, tile, (low, high), acc, (c, width))
+        } else {
+            add_lanes::<I, M, 1>(weights, tile, (low, high), acc, (c, width))
+        };
+    }
+}
+
+/// [`add`] for `N` lanes of a value from `c` on; `N`.
+#[inline(always)]
+fn add_lanes<I: Isa, const M: usize, const N: usize>(
+    weights: [&Row; M],
+    tile: &Tile,
+    (low, high): (usize, usize),
+    acc: &mut [Lanes],
+    (c, width): (usize, usize),
+) -> usize {
+    let mut sums = [[[0.0; LANES]; N]; M];
+    for r in 0..M {
+        sums[r].copy_from_slice(&acc[r * width + c..][..N]);
+    }
+    for j in low..high {
+        let value: &[Lanes] = &tile.values[j * width + c..][..N];
+        for r in 0..M {
+            let weight = weights[r].as_flattened()[j];
+            for n in 0..N {
+                for l in 0..LANES {
+                    sums[r][n][l] = I::mul_add(weight, value[n][l], sums[r][n][l]);
+                }
+            }
+        }
+    }
+    for r in 0..M {
+        acc[r * width + c..][..N].copy_from_slice(&sums[r]);
+    }
+    N
+}

@@ -1,0 +1,249 @@
+//! Native operators of the CPU backend: tensors in, slices to the kernels, tensors out.
+
+mod activation;
+mod attention;
+mod cache;
+mod element;
+mod gemm;
+mod math;
+mod norm;
+mod rope;
+mod simd;
+#[cfg(test)]
+mod tests;
+
+use super::Activation;
+use attention::{Attention, Sequence};
+use burn::tensor::{Bytes, DType, Element as _, Shape};
+use burn_flex::{FlexTensor, Layout};
+use element::Element;
+use gemm::Linear;
+use half::{bf16, f16};
+use kiln_registry::BatchLayout;
+use std::borrow::Cow;
+
+/// Runs `$body` with `$e` standing for the type that `$dtype` names.
+macro_rules! with_element {
+    ($dtype:expr, $e:ident => $body:expr) => {
+        match $dtype {
+            DType::F32 => {
+                type $e = f32;
+                $body
+            }
+            DType::BF16 => {
+                type $e = bf16;
+                $body
+            }
+            DType::F16 => {
+                type $e = f16;
+                $body
+            }
+            other => panic!("f32, bf16 or f16 expected, not {other:?}"),
+        }
+    };
+}
+
+/// [`super::linear`]
+pub(super) fn linear(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
+    let [x, weight] = [x, weight].map(contiguous);
+    let bias = bias.map(contiguous);
+    let bias = bias.as_ref().map(widened);
+    let [n, k] = dims(&weight);
+    let [m, _] = dims(&x);
+    let mut out = vec![0.0f32; m * n];
+    with_element!(weight.dtype(), E => {
+        let op = Linear {
+            x: slice::<f32>(&x),
+            weight: slice::<E>(&weight),
+            bias: bias.as_deref(),
+            k,
+            n,
+        };
+        gemm::linear(op, &mut out);
+    });
+    tensor(out, [m, n])
+}
+
+/// [`super::rms_norm`]
+pub(super) fn rms_norm(x: FlexTensor, weight: FlexTensor, eps: f64) -> FlexTensor {
+    let mut x = owned(x);
+    let weight = contiguous(weight);
+    norm::rms_norm(x.storage_mut(), &widened(&weight), eps as f32);
+    x
+}
+
+/// [`super::layer_norm`]
+pub(super) fn layer_norm(
+    x: FlexTensor,
+    weight: FlexTensor,
+    bias: FlexTensor,
+    eps: f64,
+) -> FlexTensor {
+    let mut x = owned(x);
+    let [weight, bias] = [weight, bias].map(contiguous);
+    norm::layer_norm(
+        x.storage_mut(),
+        &widened(&weight),
+        &widened(&bias),
+        eps as f32,
+    );
+    x
+}
+
+/// [`super::rotary`]
+pub(super) fn rotary(x: FlexTensor, cos: FlexTensor, sin: FlexTensor) -> FlexTensor {
+    let mut x = owned(x);
+    let [cos, sin] = [cos, sin].map(contiguous);
+    let [_, heads, _] = dims(&x);
+    let [_, half] = dims(&cos);
+    rope::rotary(x.storage_mut(), slice(&cos), slice(&sin), heads, half);
+    x
+}
+
+/// [`super::kv_write`]
+pub(super) fn kv_write(cache: FlexTensor, new: FlexTensor, slots: FlexTensor) -> FlexTensor {
+    let mut cache = owned(cache);
+    let [new, slots] = [new, slots].map(contiguous);
+    let [_, _, kv_heads, head_dim] = dims(&cache);
+    with_element!(cache.dtype(), E => {
+        let stored = cache.storage_mut::<E>();
+        cache::write(stored, slice(&new), slice(&slots), kv_heads * head_dim);
+    });
+    cache
+}
+
+/// [`super::paged_attention`]
+pub(super) fn paged_attention(
+    q: FlexTensor,
+    keys: FlexTensor,
+    values: FlexTensor,
+    layout: &BatchLayout,
+    scale: f32,
+    window: Option<usize>,
+) -> FlexTensor {
+    let sequences: Vec<Sequence<'_>> = layout
+        .spans()
+        .iter()
+        .map(|span| Sequence {
+            queries: span.query_len,
+            context: span.context_len,
+            blocks: &span.blocks,
+        })
+        .collect();
+    let mask = Mask {
+        causal: true,
+        window,
+    };
+    attend(q, keys, values, &sequences, mask, scale)
+}
+
+/// [`super::attention`]: a picture is a sequence of one block, as long as it is.
+pub(super) fn attention(q: FlexTensor, k: FlexTensor, v: FlexTensor, scale: f32) -> FlexTensor {
+    let [batch, tokens, heads, head_dim] = dims(&q);
+    let [_, context, _, _] = dims(&k);
+    let blocks: Vec<u32> = (0..batch as u32).collect();
+    let sequences: Vec<Sequence<'_>> = blocks
+        .chunks(1)
+        .map(|blocks| Sequence {
+            queries: tokens,
+            context,
+            blocks,
+        })
+        .collect();
+    let flat = contiguous(q).reshape(Shape::from(vec![batch * tokens, heads, head_dim]));
+    let mask = Mask {
+        causal: false,
+        window: None,
+    };
+    attend(flat, k, v, &sequences, mask, scale)
+        .reshape(Shape::from(vec![batch, tokens, heads, head_dim]))
+}
+
+/// What a token sees.
+struct Mask {
+    causal: bool,
+    window: Option<usize>,
+}
+
+fn attend(
+    q: FlexTensor,
+    keys: FlexTensor,
+    values: FlexTensor,
+    sequences: &[Sequence<'_>],
+    mask: Mask,
+    scale: f32,
+) -> FlexTensor {
+    let [q, keys, values] = [q, keys, values].map(contiguous);
+    let [tokens, heads, head_dim] = dims(&q);
+    let [_, block_size, kv_heads, _] = dims(&keys);
+    let mut out = vec![0.0f32; tokens * heads * head_dim];
+    with_element!(keys.dtype(), E => {
+        let op = Attention {
+            q: slice::<f32>(&q),
+            keys: slice::<E>(&keys),
+            values: slice::<E>(&values),
+            heads,
+            kv_heads,
+            head_dim,
+            block_size,
+            scale,
+            causal: mask.causal,
+            window: mask.window,
+        };
+        attention::attention(op, sequences, &mut out);
+    });
+    tensor(out, [tokens, heads, head_dim])
+}
+
+/// [`super::activation`]
+pub(super) fn activation(x: FlexTensor, kind: Activation) -> FlexTensor {
+    let mut x = owned(x);
+    activation::activation(kind, x.storage_mut());
+    x
+}
+
+/// [`super::gated`]
+pub(super) fn gated(gate: FlexTensor, up: FlexTensor, kind: Activation) -> FlexTensor {
+    let mut gate = owned(gate);
+    let up = contiguous(up);
+    activation::gated(kind, gate.storage_mut(), slice(&up));
+    gate
+}
+
+fn dims<const D: usize>(x: &FlexTensor) -> [usize; D] {
+    x.layout().shape().dims()
+}
+
+/// The tensor as one run of elements; a copy only where a view is not.
+fn contiguous(x: FlexTensor) -> FlexTensor {
+    if x.is_contiguous() {
+        x
+    } else {
+        x.to_contiguous()
+    }
+}
+
+/// The tensor as the whole of a buffer, to be written in place. It is copied if it is a view, or
+/// (by `storage_mut`) if another tensor has a hold of it.
+fn owned(x: FlexTensor) -> FlexTensor {
+    x.to_contiguous()
+}
+
+/// The elements of a contiguous tensor.
+fn slice<E: burn::tensor::Element + bytemuck::Pod>(x: &FlexTensor) -> &[E] {
+    x.as_slice()
+        .unwrap_or_else(|| panic!("{:?} expected, not {:?}", E::dtype(), x.dtype()))
+}
+
+/// The elements of a contiguous parameter as `f32`.
+fn widened(x: &FlexTensor) -> Cow<'_, [f32]> {
+    if x.dtype() == f32::dtype() {
+        return Cow::Borrowed(slice(x));
+    }
+    with_element!(x.dtype(), E => slice::<E>(x).iter().map(|v| v.widen()).collect())
+}
+
+fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {
+    let layout = Layout::contiguous(Shape::from(shape.to_vec()));
+    FlexTensor::new(Bytes::from_elems(values), layout, DType::F32)
+}

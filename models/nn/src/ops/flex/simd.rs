@@ -1,0 +1,163 @@
+//! Run-time choice of an instruction set. A kernel is written once, as plain loops over arrays of
+//! 16 lanes, and compiled for each set; the compiler does the vectorising.
+
+use std::sync::OnceLock;
+
+/// Lanes of every accumulator, on every instruction set: the order of a sum does not depend on the
+/// width of the machine's registers.
+pub(super) const LANES: usize = 16;
+
+/// One accumulator.
+pub(super) type Lanes = [f32; LANES];
+
+/// What an instruction set gives to a kernel.
+pub(super) trait Isa {
+    /// Whether registers hold a block of 24 accumulators beside its operands.
+    const WIDE: bool;
+
+    /// `a * b + c`, rounded once where the machine has the instruction.
+    fn mul_add(a: f32, b: f32, c: f32) -> f32;
+}
+
+/// AVX-512.
+struct Avx512;
+
+/// AVX2 with FMA.
+struct Avx2;
+
+/// What every target has.
+struct Baseline;
+
+impl Isa for Avx512 {
+    const WIDE: bool = true;
+
+    #[inline(always)]
+    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
+}
+
+impl Isa for Avx2 {
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
+}
+
+impl Isa for Baseline {
+    // NEON has 32 registers, but of four lanes.
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+        // Without the instruction `f32::mul_add` is a slow library call.
+        if cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
+            a.mul_add(b, c)
+        } else {
+            a * b + c
+        }
+    }
+}
+
+/// A loop that is compiled for each instruction set.
+pub(super) trait Kernel {
+    /// Runs it. Implementations are `#[inline(always)]`, and so is all they call: what is not
+    /// inlined is compiled for the baseline.
+    fn run<I: Isa>(self);
+}
+
+/// The instruction sets that kernels are compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Level {
+    /// What every target has.
+    Baseline,
+    /// AVX2 with FMA.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Level {
+    /// All that this machine has, the best last.
+    pub(super) fn available() -> Vec<Self> {
+        let mut levels = vec![Self::Baseline];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                levels.push(Self::Avx2);
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                {
+                    levels.push(Self::Avx512);
+                }
+            }
+        }
+        levels
+    }
+}
+
+/// Runs a kernel on the best instruction set of this machine.
+pub(super) fn run(kernel: impl Kernel) {
+    static BEST: OnceLock<Level> = OnceLock::new();
+    let best = *BEST.get_or_init(|| Level::available().pop().unwrap_or(Level::Baseline));
+    run_at(best, kernel);
+}
+
+/// Runs a kernel on one instruction set; `level` comes from [`Level::available`].
+pub(super) fn run_at(level: Level, kernel: impl Kernel) {
+    match level {
+        Level::Baseline => kernel.run::<Baseline>(),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `Level::available` lists this level only where the machine has its features.
+        Level::Avx2 => unsafe { avx2(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Level::Avx512 => unsafe { avx512(kernel) },
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn avx2(kernel: impl Kernel) {
+    kernel.run::<Avx2>();
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+fn avx512(kernel: impl Kernel) {
+    kernel.run::<Avx512>();
+}
+
+/// `acc + a * b`, lane by lane.
+#[inline(always)]
+pub(super) fn fma<I: Isa>(acc: &mut Lanes, a: &Lanes, b: &Lanes) {
+    for l in 0..LANES {
+        acc[l] = I::mul_add(a[l], b[l], acc[l]);
+    }
+}
+
+/// The sum of the lanes, as a tree that is the same everywhere.
+#[inline(always)]
+pub(super) fn sum(mut a: Lanes) -> f32 {
+    for l in 0..8 {
+        a[l] += a[l + 8];
+    }
+    for l in 0..4 {
+        a[l] += a[l + 4];
+    }
+    (a[0] + a[2]) + (a[1] + a[3])
+}
+
+/// The lanes of `values`, zero beyond its end.
+#[inline(always)]
+pub(super) fn padded(values: &[f32]) -> Lanes {
+    let mut lanes = [0.0; LANES];
+    lanes[..values.len()].copy_from_slice(values);
+    lanes
+}

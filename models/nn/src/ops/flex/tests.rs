@@ -1,0 +1,152 @@
+//! What the kernels are built from: instruction sets, stored types, polynomials.
+
+use super::{
+    element::Element,
+    gemm::{Linear, Panel},
+    math,
+    simd::{Isa, Kernel, Level, run_at},
+};
+use half::{bf16, f16};
+
+/// Numbers that are neither round nor equal.
+fn numbers(n: usize, step: f32) -> Vec<f32> {
+    (0..n).map(|i| (i as f32 * step).sin()).collect()
+}
+
+/// The same sums on every instruction set: but for the fused rounding, in the same order.
+#[test]
+fn every_instruction_set_gives_the_same() {
+    for (m, n, k) in [(1, 7, 33), (5, 9, 64), (101, 37, 1050)] {
+        let x = numbers(m * k, 0.37);
+        let weight: Vec<bf16> = numbers(n * k, 0.71)
+            .into_iter()
+            .map(bf16::from_f32)
+            .collect();
+        let results: Vec<Vec<f32>> = Level::available()
+            .into_iter()
+            .map(|level| {
+                let mut out = vec![0.0; m * n];
+                let op = Linear {
+                    x: &x,
+                    weight: &weight,
+                    bias: None,
+                    k,
+                    n,
+                };
+                let rows = out.chunks_mut(n).collect();
+                run_at(level, Panel { op, first: 0, rows });
+                out
+            })
+            .collect();
+        for (i, v) in results[0].iter().enumerate() {
+            let (row, output) = (&x[i / n * k..][..k], &weight[i % n * k..][..k]);
+            let products = row
+                .iter()
+                .zip(output)
+                .map(|(x, w)| f64::from(x * w.widen()));
+            let expected: f64 = products.sum();
+            assert!(
+                (f64::from(*v) - expected).abs() < 1e-4,
+                "{v} is not {expected}"
+            );
+        }
+        for result in &results[1..] {
+            assert!(
+                result == results.last().expect("results"),
+                "AVX2 and AVX-512 agree"
+            );
+        }
+    }
+}
+
+#[test]
+fn widening_is_exact() {
+    for bits in 0..=u16::MAX {
+        let stored = f16::from_bits(bits);
+        assert_eq!(stored.widen().is_nan(), stored.is_nan());
+        if !stored.is_nan() {
+            assert_eq!(stored.widen().to_bits(), f32::from(stored).to_bits());
+        }
+        let stored = bf16::from_bits(bits);
+        assert_eq!(stored.widen().is_nan(), stored.is_nan());
+        if !stored.is_nan() {
+            assert_eq!(stored.widen().to_bits(), f32::from(stored).to_bits());
+        }
+    }
+}
+
+/// Exponential and error function of numbers, on the instruction set it runs on.
+struct Functions<'a> {
+    x: &'a [f32],
+    exp: &'a mut [f32],
+    erf: &'a mut [f32],
+}
+
+impl Kernel for Functions<'_> {
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        for ((x, exp), erf) in self.x.iter().zip(self.exp).zip(self.erf) {
+            *exp = math::exp::<I>(*x);
+            *erf = math::erf::<I>(*x);
+        }
+    }
+}
+
+/// The error function by a series without cancellation.
+fn exact_erf(x: f64) -> f64 {
+    if x.abs() > 6.0 {
+        return x.signum();
+    }
+    let (mut term, mut sum, mut n) = (x, x, 0.0);
+    while term.abs() > 1e-18 * sum.abs() {
+        n += 1.0;
+        term *= 2.0 * x * x / (2.0 * n + 1.0);
+        sum += term;
+    }
+    sum * (-x * x).exp() * std::f64::consts::FRAC_2_SQRT_PI
+}
+
+#[test]
+fn polynomials_are_as_good_as_they_say() {
+    let x: Vec<f32> = (-1_300_000..1_000_000).map(|i| i as f32 * 1e-4).collect();
+    for level in Level::available() {
+        let (mut exp, mut erf) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        run_at(
+            level,
+            Functions {
+                x: &x,
+                exp: &mut exp,
+                erf: &mut erf,
+            },
+        );
+        let (mut worst_exp, mut worst_erf) = (0.0f64, 0.0f64);
+        for ((x, exp), erf) in x.iter().zip(&exp).zip(&erf) {
+            let expected = f64::from(*x).exp();
+            if expected > f64::from(f32::MAX) {
+                assert_eq!(*exp, f32::INFINITY);
+            } else {
+                let unit = f64::from((expected as f32).next_up()) - f64::from(expected as f32);
+                worst_exp = worst_exp.max((f64::from(*exp) - expected).abs() / unit);
+            }
+            if *x != 0.0 {
+                let expected = exact_erf(f64::from(*x));
+                worst_erf = worst_erf.max((f64::from(*erf) - expected).abs() / expected.abs());
+            }
+        }
+        assert!(worst_exp <= 2.0, "{level:?}: exp is {worst_exp} units off");
+        assert!(worst_erf <= 1.3e-7, "{level:?}: erf is {worst_erf} off");
+        let x = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0];
+        let (mut exp, mut erf) = ([1.0; 4], [1.0; 4]);
+        run_at(
+            level,
+            Functions {
+                x: &x,
+                exp: &mut exp,
+                erf: &mut erf,
+            },
+        );
+        assert!(exp[0].is_nan() && erf[0].is_nan());
+        assert_eq!(exp[1..], [f32::INFINITY, 0.0, 1.0]);
+        assert_eq!(erf[1..], [1.0, -1.0, 0.0]);
+    }
+}

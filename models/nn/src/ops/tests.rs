@@ -1,0 +1,533 @@
+//! The native operators against their portable twins, and the law that a row's bits do not depend
+//! on its batch.
+
+use super::*;
+use burn::{
+    backend::Flex,
+    tensor::{Device, FloatDType, TensorData},
+};
+use kiln_registry::SequenceSpan;
+use proptest::prelude::*;
+
+const DTYPES: [FloatDType; 3] = [FloatDType::F32, FloatDType::BF16, FloatDType::F16];
+
+/// Numbers in -1..1 that a seed determines.
+fn numbers(seed: u64, n: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+    Tensor::from_data(
+        TensorData::new(values, shape),
+        (&Device::flex(), DType::F32),
+    )
+}
+
+fn random<const D: usize>(seed: u64, shape: [usize; D]) -> Tensor<D> {
+    tensor(numbers(seed, shape.iter().product()), shape)
+}
+
+/// The same tensor as it is, as a transposed view, and as a part of a larger one.
+fn views(x: &Tensor<2>) -> [Tensor<2>; 3] {
+    let [m, n] = x.dims();
+    let turned = tensor(host(x.clone().transpose()), [n, m]).cast(FloatDType::from(x.dtype()));
+    let around = Tensor::ones([m + 2, n + 3], (&x.device(), x.dtype()));
+    let inside = around.slice_assign([1..m + 1, 2..n + 2], x.clone());
+    [
+        x.clone(),
+        turned.transpose(),
+        inside.slice([1..m + 1, 2..n + 2]),
+    ]
+}
+
+fn host<const D: usize>(x: Tensor<D>) -> Vec<f32> {
+    let data = x.cast(FloatDType::F32).into_data();
+    data.to_vec().expect("f32 data")
+}
+
+fn bits<const D: usize>(x: Tensor<D>) -> Vec<u32> {
+    host(x).into_iter().map(f32::to_bits).collect()
+}
+
+/// Whether both are the same but for rounding.
+fn assert_close<const D: usize>(native: Tensor<D>, twin: Tensor<D>, what: &str) {
+    assert_eq!(native.dims(), twin.dims(), "{what}");
+    assert_eq!(native.dtype(), twin.dtype(), "{what}");
+    let (native, twin) = (host(native), host(twin));
+    let scale = twin.iter().fold(1e-3f32, |a, b| a.max(b.abs()));
+    for (i, (a, b)) in native.iter().zip(&twin).enumerate() {
+        assert!(
+            (a - b).abs() <= 1e-5 * scale,
+            "{what}: element {i} is {a}, not {b}"
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn linear_is_its_twin(
+        m in prop_oneof![1usize..9, 90usize..110],
+        n in 1usize..70,
+        k in prop_oneof![1usize..70, 1000usize..1100],
+        dtype in 0usize..3,
+        biased: bool,
+    ) {
+        let x = random(1, [m, k]);
+        let weight = random(2, [n, k]).cast(DTYPES[dtype]);
+        let bias = biased.then(|| random(3, [n]));
+        let twin = portable::linear(x.clone(), weight.clone(), bias.clone());
+        for x in views(&x) {
+            for weight in views(&weight) {
+                let native = linear(x.clone(), weight, bias.clone());
+                assert_close(native, twin.clone(), "linear");
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_of_linear_is_the_same_alone(
+        m in 2usize..130,
+        n in 1usize..90,
+        k in prop_oneof![1usize..100, 1020usize..2100],
+        dtype in 0usize..3,
+    ) {
+        let x = random(4, [m, k]);
+        let weight = random(5, [n, k]).cast(DTYPES[dtype]);
+        let all = bits(linear(x.clone(), weight.clone(), None));
+        for part in [1, 2, 3, 5, 7, 8, 13] {
+            let mut rows = Vec::new();
+            for first in (0..m).step_by(part) {
+                let x = x.clone().narrow(0, first, part.min(m - first));
+                rows.extend(bits(linear(x, weight.clone(), None)));
+            }
+            prop_assert!(rows == all, "in parts of {}", part);
+        }
+    }
+
+    #[test]
+    fn row_operators_are_their_twins(m in 1usize..40, half in 1usize..700, dtype in 0usize..3) {
+        let n = 2 * half;
+        let x = random(6, [m, n]) * 3.0 + 0.5;
+        let weight = random(7, [n]).cast(DTYPES[dtype]);
+        let bias = random(8, [n]).cast(DTYPES[dtype]);
+        let up = random(9, [m, n]);
+        let (cos, sin) = (random(10, [m, half]), random(11, [m, half]));
+        for x in views(&x) {
+            assert_close(
+                rms_norm(x.clone(), weight.clone(), 1e-5),
+                portable::rms_norm(x.clone(), weight.clone(), 1e-5),
+                "rms_norm",
+            );
+            assert_close(
+                layer_norm(x.clone(), weight.clone(), bias.clone(), 1e-5),
+                portable::layer_norm(x.clone(), weight.clone(), bias.clone(), 1e-5),
+                "layer_norm",
+            );
+            let heads = x.clone().reshape([m, 1, n]);
+            for cos in views(&cos) {
+                assert_close(
+                    rotary(heads.clone(), cos.clone(), sin.clone()),
+                    portable::rotary(heads.clone(), cos, sin.clone()),
+                    "rotary",
+                );
+            }
+            for kind in KINDS {
+                let name = format!("{kind:?}");
+                let twin = portable::activation(x.clone(), kind);
+                assert_close(activation(x.clone(), kind), twin, &name);
+                let twin = portable::gated(x.clone(), up.clone(), kind);
+                assert_close(gated(x.clone(), up.clone(), kind), twin, &name);
+            }
+            // A row alone, and the operand unharmed by what was done in place.
+            let alone = x.clone().narrow(0, m - 1, 1);
+            let norm = |x: Tensor<2>| bits(layer_norm(x, weight.clone(), bias.clone(), 1e-6));
+            prop_assert_eq!(&norm(x.clone())[(m - 1) * n..], norm(alone.clone()));
+            let norm = |x: Tensor<2>| bits(rms_norm(x, weight.clone(), 1e-6));
+            prop_assert_eq!(&norm(x.clone())[(m - 1) * n..], norm(alone.clone()));
+            let act = |x: Tensor<2>| bits(activation(x, Activation::Gelu));
+            prop_assert_eq!(&act(x.clone())[(m - 1) * n..], act(alone));
+        }
+    }
+
+    #[test]
+    fn attention_is_its_twin(
+        batch in 1usize..3,
+        tokens in 1usize..140,
+        context in 1usize..140,
+        kv_heads in 1usize..3,
+        group in 1usize..4,
+        dim in 1usize..100,
+    ) {
+        let q = random(12, [batch, tokens, kv_heads * group, dim]) * 4.0;
+        let k = random(13, [batch, context, kv_heads, dim]);
+        let v = random(14, [batch, context, kv_heads, dim]);
+        let turned = |x: &Tensor<4>| {
+            let x = x.clone().swap_dims(1, 2);
+            let shape = x.dims();
+            tensor(host(x), shape).swap_dims(1, 2)
+        };
+        let twin = portable::attention(q.clone(), k.clone(), v.clone(), 0.3);
+        assert_close(attention(turned(&q), k.clone(), turned(&v), 0.3), twin.clone(), "views");
+        assert_close(attention(q, k, v, 0.3), twin, "attention");
+    }
+}
+
+const KINDS: [Activation; 5] = [
+    Activation::Silu,
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::QuickGelu,
+    Activation::Relu,
+];
+
+/// Sequences over one cache, and what their tokens give.
+#[derive(Debug, Clone)]
+struct Paged {
+    /// Tokens of each sequence.
+    lengths: Vec<usize>,
+    kv_heads: usize,
+    group: usize,
+    dim: usize,
+    block_size: usize,
+    dtype: FloatDType,
+    window: Option<usize>,
+}
+
+impl Paged {
+    /// Tokens `part` of sequence `s`, as queries (`heads` = all) or as keys or values.
+    fn rows(&self, s: usize, kind: u64, heads: usize, part: (usize, usize)) -> Vec<f32> {
+        let width = heads * self.dim;
+        let all = numbers(100 + 3 * s as u64 + kind, self.lengths[s] * width);
+        all[part.0 * width..part.1 * width].to_vec()
+    }
+
+    /// Runs batches of `(sequence, new tokens)` over a cache whose block `b` is `order[b]`-th of
+    /// the memory, and collects each sequence's rows.
+    fn run(
+        &self,
+        batches: &[Vec<(usize, usize)>],
+        order: &[u32],
+        attend: impl Fn(Tensor<3>, Tensor<4>, Tensor<4>, &BatchLayout, Option<usize>) -> Tensor<3>,
+    ) -> Vec<Vec<f32>> {
+        let device = Device::flex();
+        let heads = self.kv_heads * self.group;
+        let shape = [order.len(), self.block_size, self.kv_heads, self.dim];
+        // What is not written must not be read: a NaN would spread.
+        let unwritten = || tensor(vec![f32::NAN; shape.iter().product()], shape).cast(self.dtype);
+        let (mut keys, mut values) = (unwritten(), unwritten());
+        let mut free = order.iter().copied();
+        let mut tables: Vec<Vec<u32>> = vec![Vec::new(); self.lengths.len()];
+        let mut done = vec![0; self.lengths.len()];
+        let mut out = vec![Vec::new(); self.lengths.len()];
+        for batch in batches {
+            let mut spans = Vec::new();
+            let (mut q, mut k, mut v) = (Vec::new(), Vec::new(), Vec::new());
+            for &(s, n) in batch {
+                let part = (done[s], done[s] + n);
+                done[s] = part.1;
+                while tables[s].len() * self.block_size < part.1 {
+                    tables[s].push(free.next().expect("enough blocks"));
+                }
+                q.extend(self.rows(s, 0, heads, part));
+                k.extend(self.rows(s, 1, self.kv_heads, part));
+                v.extend(self.rows(s, 2, self.kv_heads, part));
+                spans.push(SequenceSpan {
+                    query_len: n,
+                    context_len: part.1,
+                    prompt_len: self.lengths[s],
+                    blocks: tables[s].clone(),
+                });
+            }
+            let layout = BatchLayout::new(spans, self.block_size, &device).expect("a layout");
+            let tokens = layout.tokens();
+            let new = |rows| tensor(rows, [tokens, self.kv_heads, self.dim]);
+            keys = kv_write(keys, new(k), layout.slots.clone());
+            values = kv_write(values, new(v), layout.slots.clone());
+            let q = tensor(q, [tokens, heads, self.dim]);
+            let rows = host(attend(
+                q,
+                keys.clone(),
+                values.clone(),
+                &layout,
+                self.window,
+            ));
+            let mut rows = rows.as_slice();
+            for &(s, n) in batch {
+                let (part, rest) = rows.split_at(n * heads * self.dim);
+                out[s].extend_from_slice(part);
+                rows = rest;
+            }
+        }
+        out
+    }
+
+    fn native(&self, batches: &[Vec<(usize, usize)>], order: &[u32]) -> Vec<Vec<f32>> {
+        self.run(batches, order, |q, k, v, layout, window| {
+            paged_attention(q, k, v, layout, 0.2, window)
+        })
+    }
+
+    fn blocks(&self) -> u32 {
+        let blocks: usize = self
+            .lengths
+            .iter()
+            .map(|n| n.div_ceil(self.block_size))
+            .sum();
+        blocks as u32
+    }
+
+    /// Every sequence whole, in one batch of its own.
+    fn whole(&self) -> Vec<Vec<(usize, usize)>> {
+        self.lengths
+            .iter()
+            .enumerate()
+            .map(|(s, n)| vec![(s, *n)])
+            .collect()
+    }
+}
+
+fn same(a: &[Vec<f32>], b: &[Vec<f32>]) -> bool {
+    let bits = |x: &[Vec<f32>]| -> Vec<Vec<u32>> {
+        x.iter()
+            .map(|x| x.iter().map(|v| v.to_bits()).collect())
+            .collect()
+    };
+    bits(a) == bits(b)
+}
+
+fn paged() -> impl Strategy<Value = Paged> {
+    (
+        prop::collection::vec(1usize..150, 1..4),
+        1usize..3,
+        1usize..5,
+        1usize..70,
+        1usize..40,
+        0usize..3,
+        prop::option::of(1usize..100),
+    )
+        .prop_map(
+            |(lengths, kv_heads, group, dim, block_size, dtype, window)| Paged {
+                lengths,
+                kv_heads,
+                group,
+                dim,
+                block_size,
+                dtype: DTYPES[dtype],
+                window,
+            },
+        )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn paged_attention_is_its_twin_in_any_batch(paged in paged(), sizes in prop::collection::vec(1usize..60, 1..9)) {
+        let order: Vec<u32> = (0..paged.blocks()).collect();
+        let whole = paged.native(&paged.whole(), &order);
+        let twin = paged.run(&paged.whole(), &order, |q, k, v, layout, window| {
+            portable::paged_attention(q, k, v, layout, 0.2, window)
+        });
+        for (whole, twin) in whole.iter().zip(&twin) {
+            let n = whole.len();
+            assert_close(tensor(whole.clone(), [n]), tensor(twin.clone(), [n]), "paged_attention");
+        }
+        // All sequences at once, in chunks of drawn sizes, blocks back to front.
+        let mut left = paged.lengths.clone();
+        let mut sizes = sizes.iter().cycle();
+        let mut batches = Vec::new();
+        while left.iter().any(|n| *n > 0) {
+            let mut batch = Vec::new();
+            for (s, left) in left.iter_mut().enumerate().rev() {
+                let n = (*sizes.next().expect("a cycle")).min(*left);
+                if n > 0 {
+                    batch.push((s, n));
+                    *left -= n;
+                }
+            }
+            batches.push(batch);
+        }
+        let order: Vec<u32> = order.into_iter().rev().collect();
+        prop_assert!(same(&whole, &paged.native(&batches, &order)));
+    }
+}
+
+#[test]
+fn a_prompt_cut_anywhere_is_the_whole_prompt() {
+    for window in [None, Some(33)] {
+        let paged = Paged {
+            lengths: vec![131],
+            kv_heads: 1,
+            group: 3,
+            dim: 20,
+            block_size: 16,
+            dtype: FloatDType::F32,
+            window,
+        };
+        let order: Vec<u32> = (0..paged.blocks()).collect();
+        let whole = paged.native(&paged.whole(), &order);
+        for cut in 1..131 {
+            let cut = paged.native(&[vec![(0, cut)], vec![(0, 131 - cut)]], &order);
+            assert!(same(&whole, &cut));
+        }
+        let steps: Vec<Vec<(usize, usize)>> = vec![vec![(0, 1)]; 131];
+        assert!(same(&whole, &paged.native(&steps, &order)));
+    }
+}
+
+/// The twin itself, against the definition in `f64`.
+#[test]
+fn the_twin_of_paged_attention_is_the_definition() {
+    let paged = Paged {
+        lengths: vec![9, 5],
+        kv_heads: 2,
+        group: 2,
+        dim: 6,
+        block_size: 4,
+        dtype: FloatDType::F32,
+        window: Some(3),
+    };
+    let twin = paged.run(
+        &[vec![(0, 9), (1, 5)]],
+        &[3, 1, 4, 0, 2],
+        |q, k, v, layout, window| portable::paged_attention(q, k, v, layout, 0.2, window),
+    );
+    for (s, &n) in paged.lengths.iter().enumerate() {
+        let [q, k, v] = [(0, 4), (1, 2), (2, 2)].map(|(kind, h)| paged.rows(s, kind, h, (0, n)));
+        for p in 0..n {
+            for h in 0..4 {
+                let row = |x: &[f32], heads: usize, at: usize, head: usize| -> Vec<f64> {
+                    x[(at * heads + head) * 6..][..6]
+                        .iter()
+                        .map(|v| f64::from(*v))
+                        .collect()
+                };
+                let query = row(&q, 4, p, h);
+                let seen = (p + 1).saturating_sub(3)..p + 1;
+                let weights: Vec<f64> = seen
+                    .clone()
+                    .map(|j| {
+                        let key = row(&k, 2, j, h / 2);
+                        (query.iter().zip(&key).map(|(a, b)| a * b).sum::<f64>() * 0.2).exp()
+                    })
+                    .collect();
+                let total: f64 = weights.iter().sum();
+                for e in 0..6 {
+                    let expected: f64 = seen
+                        .clone()
+                        .zip(&weights)
+                        .map(|(j, w)| w / total * row(&v, 2, j, h / 2)[e])
+                        .sum();
+                    let got = f64::from(twin[s][(p * 4 + h) * 6 + e]);
+                    assert!((got - expected).abs() < 1e-6, "{got} is not {expected}");
+                }
+            }
+        }
+    }
+}
+
+/// The twins of the row operators, against values worked out by hand.
+#[test]
+fn the_other_twins_are_their_definitions() {
+    let x = tensor(vec![3.0, 4.0], [1, 2]);
+    let one = tensor(vec![1.0, 2.0], [2]);
+    let near = |x: Tensor<2>, expected: [f32; 2]| {
+        for (a, b) in host(x).iter().zip(expected) {
+            assert!((a - b).abs() < 2e-6, "{a} is not {b}");
+        }
+    };
+    // sqrt((9 + 16) / 2) = 3.535534
+    near(
+        portable::rms_norm(x.clone(), one.clone(), 0.0),
+        [0.848_528_1, 2.262_741_7],
+    );
+    near(
+        portable::layer_norm(x.clone(), one.clone(), one.clone(), 0.0),
+        [0.0, 4.0],
+    );
+    // A quarter turn: (a, b) becomes (-b, a).
+    let turned = portable::rotary(
+        x.clone().reshape([1, 1, 2]),
+        tensor(vec![0.0], [1, 1]),
+        tensor(vec![1.0], [1, 1]),
+    );
+    near(turned.reshape([1, 2]), [-4.0, 3.0]);
+    let weight = tensor(vec![1.0, 2.0, -1.0, 0.5], [2, 2]);
+    near(portable::linear(x, weight, Some(one)), [12.0, 1.0]);
+    let x = tensor(vec![1.0, -2.0], [1, 2]);
+    near(
+        portable::activation(x.clone(), Activation::Silu),
+        [0.731_058_6, -0.238_405_84],
+    );
+    near(
+        portable::activation(x.clone(), Activation::Gelu),
+        [0.841_344_7, -0.045_500_264],
+    );
+    near(
+        portable::activation(x.clone(), Activation::GeluTanh),
+        [0.841_192, -0.045_402_306],
+    );
+    near(
+        portable::activation(x.clone(), Activation::QuickGelu),
+        [0.845_795_8, -0.064_322_03],
+    );
+    near(portable::activation(x, Activation::Relu), [1.0, 0.0]);
+}
+
+#[test]
+fn a_write_goes_to_its_slots_in_place() {
+    for dtype in DTYPES {
+        let cache = random(20, [3, 4, 2, 5]).cast(dtype);
+        let new = random(21, [3, 2, 5]);
+        let slots = TensorData::new(vec![11i64, 0, 6], [3]);
+        let slots = Tensor::<1, Int>::from_data(slots, (&Device::flex(), DType::I64));
+        let twin = portable::kv_write(cache.clone(), new.clone(), slots.clone());
+        let before = bits(cache.clone());
+        let written = kv_write(cache.clone(), new.clone(), slots.clone());
+        assert_eq!(bits(written.clone()), bits(twin), "{dtype:?}");
+        assert_eq!(bits(cache), before, "another owner's cache is left alone");
+        let address = |x: Tensor<4>| {
+            let x = x.try_into_primitive::<Flex>().expect("a tensor of the CPU");
+            (x.bytes().as_ptr(), Tensor::<4>::from_primitive::<Flex>(x))
+        };
+        let (before, alone) = address(written);
+        assert_eq!(address(kv_write(alone, new, slots)).0, before, "copied");
+    }
+}
+
+#[test]
+fn nothing_gives_nothing() {
+    let x = random(0, [0, 8]);
+    let weight = random(0, [4, 8]);
+    let row = random(0, [8]);
+    assert_eq!(linear(x.clone(), weight.clone(), None).dims(), [0, 4]);
+    assert_eq!(
+        linear(x.clone(), weight, Some(random(0, [4]))).dims(),
+        [0, 4]
+    );
+    assert_eq!(linear(random(0, [3, 8]), x.clone(), None).dims(), [3, 0]);
+    assert_eq!(rms_norm(x.clone(), row.clone(), 1e-5).dims(), [0, 8]);
+    assert_eq!(layer_norm(x.clone(), row.clone(), row, 1e-5).dims(), [0, 8]);
+    assert_eq!(activation(x.clone(), Activation::Silu).dims(), [0, 8]);
+    assert_eq!(gated(x.clone(), x, Activation::Silu).dims(), [0, 8]);
+    let (q, angles) = (random(0, [0, 2, 4]), random(0, [0, 2]));
+    assert_eq!(rotary(q.clone(), angles.clone(), angles).dims(), [0, 2, 4]);
+    let device = Device::flex();
+    let layout = BatchLayout::new(Vec::new(), 4, &device).expect("an empty layout");
+    let cache = random(0, [2, 4, 1, 4]);
+    let written = kv_write(cache.clone(), random(0, [0, 1, 4]), layout.slots.clone());
+    assert_eq!(bits(written), bits(cache.clone()));
+    let out = paged_attention(q, cache.clone(), cache, &layout, 1.0, None);
+    assert_eq!(out.dims(), [0, 2, 4]);
+    let x = random(0, [0, 5, 2, 4]);
+    assert_eq!(attention(x.clone(), x.clone(), x, 1.0).dims(), [0, 5, 2, 4]);
+}
