@@ -96,7 +96,7 @@ fn gelu<I: Isa>(x: f32) -> f32 {
 /// `(1 + tanh u) / 2` is the sigmoid of `2u`, and the sigmoid does not cancel.
 #[inline(always)]
 fn gelu_tanh<I: Isa>(x: f32) -> f32 {
-    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
     let u = I::mul_add(0.044_715 * x * x, x, x);
     x * math::sigmoid::<I>(TWICE_SQRT_2_OVER_PI * u)
 }

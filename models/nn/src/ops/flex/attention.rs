@@ -319,17 +319,20 @@ fn softmax<I: Isa>(
     state: &mut State,
 ) -> f32 {
     let mut maxima = [f32::NEG_INFINITY; LANES];
-    for g in 0..GROUPS {
+    for (g, scores) in row.iter_mut().enumerate() {
         for l in 0..LANES {
             let j = g * LANES + l;
-            let score = row[g][l] * scale;
-            let score = if j >= low && j < high {
-                score
+            let seen = j >= low && j < high;
+            scores[l] = if seen {
+                scores[l] * scale
             } else {
                 f32::NEG_INFINITY
             };
-            row[g][l] = score;
-            maxima[l] = if score > maxima[l] { score } else { maxima[l] };
+            maxima[l] = if scores[l] > maxima[l] {
+                scores[l]
+            } else {
+                maxima[l]
+            };
         }
     }
     let mut max = state.max;
@@ -338,11 +341,10 @@ fn softmax<I: Isa>(
     }
     let rescale = math::exp::<I>(state.max - max);
     let mut sums = [0.0; LANES];
-    for g in 0..GROUPS {
+    for scores in row {
         for l in 0..LANES {
-            let weight = math::exp::<I>(row[g][l] - max);
-            row[g][l] = weight;
-            sums[l] += weight;
+            scores[l] = math::exp::<I>(scores[l] - max);
+            sums[l] += scores[l];
         }
     }
     state.sum = I::mul_add(state.sum, rescale, simd::sum(sums));

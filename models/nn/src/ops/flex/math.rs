@@ -43,7 +43,7 @@ pub(super) fn erf<I: Isa>(x: f32) -> f32 {
     let t = x.abs();
     // Up to 1: x times a polynomial in x^2.
     let u = x * x;
-    let p = 7.889_119_3e-5;
+    let p = 7.889_119e-5;
     let p = I::mul_add(p, u, -0.000_802_084_1);
     let p = I::mul_add(p, u, 0.005_189_535);
     let p = I::mul_add(p, u, -0.026_854_444);
