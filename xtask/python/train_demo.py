@@ -1,16 +1,19 @@
 """Trains Kiln's built-in model: a LLaVA-1.5-layout checkpoint that answers questions
 about generated scenes.
 
-Stage 1 teaches the CLIP tower alone, with auxiliary heads (what is in each cell, which
-character in each place) that are thrown away. Stage 2 teaches everything together on the
-language-model loss. Both stages save their state every few minutes, and go on from it
-when they are started again. Scenes come from a pipe to `kiln-demo stream`; nothing is
-stored on disk.
+The scenes come from `kiln-demo stream`, are shrunk to the model's size, and are kept in
+the work folder, since both stages read them several times. Stage 1 teaches the CLIP tower
+alone, with auxiliary heads (what is in each cell, which character in each place) that are
+thrown away. Stage 2 teaches everything together on the language-model loss; the heads stay
+as a help, and a second help ties what the projector says of an object to the embeddings of
+the words for it. Both stages save their state every minute, and go on from it when they
+are started again.
 """
 
 import argparse
+import functools
 import json
-import math
+import multiprocessing
 import os
 import queue
 import struct
@@ -49,21 +52,29 @@ CHARS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # The patches (row-major) over the centres of the 3 x 3 cells, and under the characters.
 CELL_PATCHES = [r * GRID + c for r in (1, 3, 5) for c in (1, 4, 6)]
 CHAR_PATCHES = [7 * GRID + c for c in (2, 3, 4, 5)]
-HEADS = [len(SHAPES) + 1, len(COLORS) + 1, len(SIZES) + 1, 5]
+HEADS = [len(SHAPES) + 1, len(COLORS) + 1, len(SIZES) + 1, 5, len(CELL_PATCHES)]
 
 
-def preprocess(rgb):
-    """What the processor does: Pillow's bicubic to 112, then CLIP's mean and deviation."""
+def shrink(rgb):
+    """The processor's first step: Pillow's bicubic to 112."""
     image = Image.fromarray(rgb).resize((IMAGE, IMAGE), Image.Resampling.BICUBIC)
-    x = (np.asarray(image, np.float32) / 255.0 - MEAN) / STD
-    return x.transpose(2, 0, 1)
+    return np.asarray(image)
+
+
+def normalise(pixels):
+    """Its second: bytes [batch, 112, 112, 3] -> [batch, 3, 112, 112] by CLIP's mean and
+    deviation."""
+    x = (pixels.float() / 255.0 - torch.from_numpy(MEAN)) / torch.from_numpy(STD)
+    return x.permute(0, 3, 1, 2).contiguous()
 
 
 def labels(scene):
-    """Targets of the auxiliary heads: [9, 4] for the cells, [4] for the characters."""
-    cells = np.zeros((9, 4), np.int64)
+    """Targets of the auxiliary heads: [9, 5] for the cells, [4] for the characters."""
+    cells = np.zeros((9, 5), np.int64)
+    # Told apart by place alone, but "where" needs the place in a form that can be read.
+    cells[:, 4] = range(9)
     for rank, o in enumerate(scene["objects"]):
-        cells[o["cell"]] = (
+        cells[o["cell"], :4] = (
             1 + SHAPES.index(o["shape"]),
             1 + COLORS.index(o["color"]),
             1 + SIZES.index(o["size"]),
@@ -76,39 +87,77 @@ def labels(scene):
 
 
 def records(generator, split, seed, start, count):
-    """Yields (pixels, record) of the scenes start..start + count."""
+    """Yields (shrunk picture, record as JSON) of the scenes start..start + count."""
     command = [generator, "stream", split, str(seed), str(start), str(count)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=1 << 20) as process:
         for _ in range(count):
             head = process.stdout.read(4)
             if len(head) < 4:
                 raise RuntimeError("the generator stopped early")
-            record = json.loads(process.stdout.read(struct.unpack("<I", head)[0]))
+            record = process.stdout.read(struct.unpack("<I", head)[0]).decode()
             rgb = np.frombuffer(process.stdout.read(SIDE * SIDE * 3), np.uint8)
-            yield preprocess(rgb.reshape(SIDE, SIDE, 3)), record
+            yield shrink(rgb.reshape(SIDE, SIDE, 3)), record
 
 
-def batches(args, split, seed, start, count, size, collate):
-    """Batches made ahead by a thread."""
-    ready = queue.Queue(4)
+CHUNK = 1000
 
-    def work():
-        try:
-            held = []
-            for item in records(args.generator, split, seed, start, count):
-                held.append(item)
-                if len(held) == size:
-                    ready.put(collate(held))
-                    held = []
-            ready.put(None)
-        except Exception as error:  # hand it to the consumer, who can raise it
-            ready.put(error)
 
-    threading.Thread(target=work, daemon=True).start()
-    while (batch := ready.get()) is not None:
-        if isinstance(batch, Exception):
-            raise batch
-        yield batch
+def prepare_chunk(generator, seed, pixels, start):
+    """Fills one chunk of the pictures' file, returns the chunk's records."""
+    out = np.load(pixels, mmap_mode="r+")
+    lines = []
+    for i, (picture, record) in enumerate(records(generator, "train", seed, start, CHUNK)):
+        out[start + i] = picture
+        lines.append(record)
+    return lines
+
+
+class Scenes:
+    """The training scenes: pictures in a mapped file, records in memory."""
+
+    def __init__(self, args):
+        pixels, lines = (os.path.join(args.work, f"scenes.{end}") for end in ("npy", "jsonl"))
+        if not os.path.exists(lines):
+            shape = (args.scenes, IMAGE, IMAGE, 3)
+            np.lib.format.open_memmap(pixels, "w+", np.uint8, shape)
+            work = functools.partial(prepare_chunk, args.generator, args.seed, pixels)
+            with multiprocessing.get_context("spawn").Pool(args.threads) as pool:
+                with open(lines + ".part", "w") as f:
+                    for chunk in pool.imap(work, range(0, args.scenes, CHUNK)):
+                        f.writelines(line + "\n" for line in chunk)
+            os.replace(lines + ".part", lines)
+        with open(lines) as f:
+            self.lines = f.read().splitlines()
+        self.pixels = np.load(pixels, mmap_mode="r")
+        self.seed = args.seed
+
+    def batches(self, stage, step, size, collate):
+        """Endless batches from `step` on, made ahead by a thread; each epoch is in an order
+        of its own."""
+        ready = queue.Queue(4)
+        each = len(self.lines) // size
+
+        def work():
+            try:
+                epoch = None
+                for number in range(step, 1 << 62):
+                    if number // each != epoch:
+                        epoch = number // each
+                        rng = np.random.default_rng([self.seed, stage, epoch])
+                        order = rng.permutation(len(self.lines))
+                    at = number % each * size
+                    ready.put(collate([
+                        (self.pixels[i], json.loads(self.lines[i]))
+                        for i in order[at : at + size]]))
+            except Exception as error:  # hand it to the consumer, who can raise it
+                ready.put(error)
+
+        threading.Thread(target=work, daemon=True).start()
+        while True:
+            batch = ready.get()
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
 
 
 def collate_labels(items):
@@ -162,18 +211,50 @@ def features_of(tower, pixels):
     return out.hidden_states[-1][:, 1:]
 
 
-def rate(step, done, warm=100):
-    """Warm-up by steps, then a cosine down to 2% by the share of the work done."""
-    return min(1.0, (step + 1) / warm) * (0.02 + 0.49 * (1 + math.cos(math.pi * min(1.0, done))))
+def rate(step, steps, decay, warm=100):
+    """Warm-up, a plateau, and a straight line to zero over the last `decay` steps. (A plateau
+    says nothing of where it will end: a run can be prolonged, or brought down early.)"""
+    return max(0.0, min(1.0, (step + 1) / warm, (steps - step) / decay))
 
 
-def groups(module, lr, decay=0.05):
-    """Optimizer groups: matrices decay, vectors do not."""
-    named = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in named if p.ndim > 1], "lr": lr, "base": lr, "weight_decay": decay},
-        {"params": [p for p in named if p.ndim <= 1], "lr": lr, "base": lr, "weight_decay": 0.0},
-    ]
+class Optimizers:
+    """Muon for the matrices, AdamW for embeddings, heads and vectors."""
+
+    def __init__(self, muon, adam):
+        """Each a list of (parameters, peak rate, weight decay)."""
+        def groups(specs):
+            return [{"params": list(p), "lr": lr, "base": lr, "weight_decay": decay}
+                    for p, lr, decay in specs if p]
+        self.all = [torch.optim.AdamW(groups(adam), betas=(0.9, 0.98))]
+        if muon:
+            self.all.append(torch.optim.Muon(groups(muon), adjust_lr_fn="match_rms_adamw"))
+
+    def step(self, factor):
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                group["lr"] = group["base"] * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self):
+        return [optimizer.state_dict() for optimizer in self.all]
+
+    def load_state_dict(self, states):
+        for optimizer, state in zip(self.all, states):
+            base = [group["base"] for group in optimizer.param_groups]
+            optimizer.load_state_dict(state)
+            # The rates of this run hold, not those of the run that saved.
+            for group, lr in zip(optimizer.param_groups, base):
+                group["base"] = lr
+
+
+def split(*modules):
+    """Parameters of the modules' matrices, and the rest: embeddings and vectors."""
+    inner, rest = [], []
+    for module in modules:
+        for name, p in module.named_parameters():
+            (inner if p.ndim == 2 and "embed" not in name else rest).append(p)
+    return inner, rest
 
 
 def save(path, state):
@@ -193,12 +274,20 @@ def autocast(args):
     return torch.autocast("cpu", torch.bfloat16, enabled=args.bf16)
 
 
-def stage1(args):
+def compiled(args, function):
+    return torch.compile(function, dynamic=False) if args.compile else function
+
+
+def stage1(args, scenes):
     torch.manual_seed(args.seed)
     tower = CLIPVisionModel(vision_config(args))
+    tower.set_attn_implementation("eager")
     aux = Auxiliary(args.tower_width)
     both = torch.nn.ModuleDict({"tower": tower, "aux": aux})
-    optimizer = torch.optim.AdamW(groups(both, args.lr1), betas=(0.9, 0.98))
+    inner, rest = split(tower)
+    rest += aux.parameters()
+    optimizer = Optimizers(
+        [(inner, args.lr1, 0.05)], [(rest, args.lr1, 0.0)])
     path = os.path.join(args.work, "stage1.pt")
     step = 0
     if os.path.exists(path):
@@ -207,19 +296,17 @@ def stage1(args):
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
         log(args, f"stage 1 goes on from step {step}")
-    left = (args.steps1 - step) * args.batch1
-    feed = batches(args, "train", args.seed, step * args.batch1, left, args.batch1, collate_labels)
+    see = compiled(args, lambda pixels: features_of(tower, pixels))
+    feed = scenes.batches(1, step, args.batch1, collate_labels)
     saved, began, first = time.time(), time.time(), step
     mean = None
-    for pixels, cells, chars in feed:
-        for group in optimizer.param_groups:
-            group["lr"] = group["base"] * rate(step, step / args.steps1)
+    while step < args.steps1:
+        pixels, cells, chars = next(feed)
         with autocast(args):
-            loss, cell_right, char_right = aux(features_of(tower, pixels), cells, chars)
-        optimizer.zero_grad(set_to_none=True)
+            loss, cell_right, char_right = aux(see(normalise(pixels)), cells, chars)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        optimizer.step()
+        optimizer.step(rate(step, args.steps1, args.steps1 // 3))
         step += 1
         now = torch.tensor([loss.item(), cell_right.item(), char_right.item()])
         mean = now if mean is None else 0.95 * mean + 0.05 * now
@@ -235,17 +322,23 @@ def stage1(args):
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
 # Tokens of a training sequence; turns that do not fit are left out.
-WIDTH = 224
+WIDTH = 160
+# Tokens of a measured sequence: all fit.
+FULL = 256
+# The one long answer has most of the tokens. In the first steps, when attention has yet to
+# learn to match words with what they mean, it would only be in the way: it is asked of one
+# picture in so many, and its tokens weigh little. Later more.
+EARLY, DESCRIBE_EARLY, DESCRIBE = 1500, (3, 0.2), (2, 0.5)
 UNK, BOS, EOS, PAD, IMAGE_TOKEN = range(5)
 
 
-def make_tokenizer(args):
+def make_tokenizer(lines):
     """Byte-level BPE on the questions and answers, but for what is printed on the pictures:
     its characters stay single tokens. The roles of the chat format are tokens that swallow
     the blanks around them."""
     corpus = []
-    for _, record in records(args.generator, "train", args.seed, 0, 1500):
-        for q in record["questions"]:
+    for line in lines:
+        for q in json.loads(line)["questions"]:
             corpus.append(q["text"])
             if q["kind"] != "written":
                 corpus.append(q["answer"])
@@ -274,8 +367,11 @@ class Collate:
     One batch in `chat_every` is an ordinary conversation instead.
     """
 
-    def __init__(self, tokenizer, chat_every=6):
-        self.ids = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+    def __init__(self, tokenizer, width, chat_every=0, everything=False):
+        self.ids = functools.lru_cache(1 << 16)(
+            lambda text: tokenizer.encode(text, add_special_tokens=False).ids)
+        self.width = width
+        self.everything = everything
         head = self.ids("USER: <image>\n")
         at = head.index(IMAGE_TOKEN)
         self.before = [BOS] + head[:at]
@@ -287,16 +383,20 @@ class Collate:
     def __call__(self, items):
         self.made += 1
         chat = self.chat_every and self.made % self.chat_every == 0
+        every, describe_weight = DESCRIBE_EARLY if self.made <= EARLY else DESCRIBE
         rows = []
         for _, record in items:
             ids, turn, pos = list(self.head), [0] * len(self.head), list(range(len(self.head)))
             target, weight, kind = [-1] * len(ids), [0.0] * len(ids), [0] * len(ids)
             for number, q in enumerate(record["questions"], 1):
+                describe = q["kind"] == "describe"
+                if describe and not self.everything and record["scene"]["index"] % every:
+                    continue
                 user = "USER: " if chat and number > 1 else ""
                 asked = self.ids(f"{user}{q['text']} ASSISTANT:")
                 answer = self.ids(q["answer"]) + [EOS]
                 new = asked + answer
-                if len(ids) + len(new) > WIDTH:
+                if len(ids) + len(new) > self.width:
                     continue
                 start = len(ids) if chat else len(self.head)
                 ids += new
@@ -305,18 +405,19 @@ class Collate:
                 # The token at a place predicts the next one.
                 lead = len(asked) - 1
                 target += [-1] * lead + answer + [-1]
-                w = 0.5 if q["kind"] == "describe" else 1.0
+                w = describe_weight if describe else 1.0
                 weight += [0.0] * lead + [w] * len(answer) + [0.0]
                 kind += [number] * len(new)
             rows.append((ids, turn, pos, target, weight, kind))
         fills = [PAD, -1, 0, -1, 0.0, 0]
 
         def column(i, dtype):
-            return torch.tensor([r[i] + [fills[i]] * (WIDTH - len(r[i])) for r in rows], dtype=dtype)
+            rest = [[fills[i]] * (self.width - len(r[i])) for r in rows]
+            return torch.tensor([r[i] + more for r, more in zip(rows, rest)], dtype=dtype)
 
         turn = column(1, torch.long)
         mask = (turn[:, :, None] == turn[:, None, :]) | (turn[:, None, :] == 0)
-        mask &= torch.ones(WIDTH, WIDTH, dtype=torch.bool).tril()
+        mask &= torch.ones(self.width, self.width, dtype=torch.bool).tril()
         return {
             "labels": collate_labels(items),
             "ids": column(0, torch.long),
@@ -357,30 +458,83 @@ def make_model(args, vocabulary):
     ))
 
 
-def forward(model, batch, image_at):
-    """Logits at the supervised places, in row-major order, and the tower's features."""
-    features = features_of(model.model.vision_tower, batch["labels"][0])
-    seen = model.model.multi_modal_projector(features)
-    embeds = model.model.language_model.embed_tokens(batch["ids"])
-    embeds = torch.cat(
-        [embeds[:, :image_at], seen.to(embeds.dtype), embeds[:, image_at + TOKENS :]], 1
-    )
-    hidden = model.model.language_model(
-        inputs_embeds=embeds, attention_mask=batch["mask"], position_ids=batch["pos"],
-        use_cache=False,
-    ).last_hidden_state
-    return model.lm_head(hidden[batch["target"] >= 0]).float(), features
+class Words:
+    """A loss that ties the projector to the language model's vocabulary: what it says of
+    the middle of an object's cell must be like the embeddings of the words for the object
+    (and unlike the others, and what it says elsewhere unlike all). Questions that name an
+    object by its looks can then be matched with it from the first steps; without this,
+    attention finds the match only late. Pictures are also held to the words' scale: louder
+    ones drown the words, and the questions go unread."""
+
+    def __init__(self, tokenizer):
+        rows = ["top", "middle", "bottom"]
+        columns = ["left", "center", "right"]
+        # The words, and which of a cell's labels chooses among them.
+        groups = [(SHAPES, 0), ([s + "s" for s in SHAPES], 0), (COLORS, 1), (SIZES, 2),
+                  (rows, -1), (columns, -2)]
+        self.groups = []
+        for words, label in groups:
+            ids = [tokenizer.encode(f" {w}", add_special_tokens=False).ids for w in words]
+            if any(len(i) != 1 for i in ids):
+                raise ValueError(f"not single tokens: {words}")
+            self.groups.append((torch.tensor(ids)[:, 0], label))
+
+    def __call__(self, table, seen, cells):
+        """Embedding table, projector's output [batch, 64, width], labels [batch, 9, 5]."""
+        power = seen.float().square().mean(-1, keepdim=True)
+        seen = seen.float() * power.rsqrt()
+        there = cells[..., 0] > 0
+        place = torch.arange(9)
+        targets = {label: cells[..., label] for label in (0, 1, 2)}
+        targets[-1] = there * (1 + place // 3)
+        targets[-2] = there * (1 + place % 3)
+        loss = 0.0
+        for ids, label in self.groups:
+            target = torch.zeros(seen.shape[:2], dtype=torch.long)
+            target[:, CELL_PATCHES] = targets[label]
+            logits = seen @ table[ids].T / seen.shape[-1] ** 0.5
+            logits = F.pad(logits, (1, 0))  # "nothing" has logit 0
+            # Most patches are not the middle of an object.
+            weight = torch.tensor([0.05] + [1.0] * len(ids))
+            loss = loss + F.cross_entropy(logits.flatten(0, 1), target.flatten(), weight)
+        return loss / len(self.groups) + 0.1 * power.log().square().mean()
+
+
+class Forward:
+    """The parts of the model as the trainer calls them."""
+
+    def __init__(self, args, model, image_at):
+        model.set_attn_implementation("eager")  # the fastest here, forth and back
+        self.model, self.image_at = model, image_at
+        self.see = compiled(args, lambda pixels: features_of(model.model.vision_tower, pixels))
+        self.read = compiled(args, self.language)
+
+    def language(self, embeds, mask, pos):
+        mask = torch.where(mask, 0.0, -1e9).to(torch.bfloat16)
+        return self.model.model.language_model(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=pos, use_cache=False,
+        ).last_hidden_state
+
+    def __call__(self, batch):
+        """Logits at the supervised places, in row-major order, the tower's features, and
+        the projector's output."""
+        features = self.see(normalise(batch["labels"][0]))
+        seen = self.model.model.multi_modal_projector(features)
+        embeds = self.model.model.language_model.embed_tokens(batch["ids"])
+        at = self.image_at
+        embeds = torch.cat([embeds[:, :at], seen.to(embeds.dtype), embeds[:, at + TOKENS :]], 1)
+        hidden = self.read(embeds, batch["mask"], batch["pos"])
+        return self.model.lm_head(hidden[batch["target"] >= 0]).float(), features, seen
 
 
 @torch.no_grad()
-def accuracy(args, model, tokenizer, count=192):
+def accuracy(args, forward, batches):
     """Share of answers with all tokens right, by kind, on evaluation scenes. (When every
     token is right given the right ones before it, greedy generation is right too.)"""
-    collate = Collate(tokenizer, chat_every=0)
     right, asked = {}, {}
-    for batch in batches(args, "eval", args.seed, 0, count, 32, collate):
+    for batch in batches:
         with autocast(args):
-            logits, _ = forward(model, batch, collate.image_at)
+            logits = forward(batch)[0]
         places = (batch["target"] >= 0).nonzero()
         good = (logits.argmax(-1) == batch["target"][batch["target"] >= 0]).tolist()
         fine = {}
@@ -395,82 +549,84 @@ def accuracy(args, model, tokenizer, count=192):
     return sum(right.values()) / sum(asked.values()), table
 
 
-def stage2(args):
+def stage2(args, scenes):
     torch.manual_seed(args.seed + 1)
     file = os.path.join(args.work, "tokenizer.json")
     if not os.path.exists(file):
-        make_tokenizer(args).save(file)
+        make_tokenizer(scenes.lines[:1500]).save(file)
     tokenizer = Tokenizer.from_file(file)
     model = make_model(args, tokenizer.get_vocab_size())
+    # Words of the residual stream's scale, so that what the layers add does not bury them.
+    torch.nn.init.normal_(model.model.language_model.embed_tokens.weight)
     aux = Auxiliary(args.tower_width)
     first = torch.load(os.path.join(args.work, "stage1.pt"), weights_only=True)["model"]
     model.model.vision_tower.load_state_dict(
         {k[6:]: v for k, v in first.items() if k.startswith("tower.")})
     aux.load_state_dict({k[4:]: v for k, v in first.items() if k.startswith("aux.")})
     both = torch.nn.ModuleDict({"model": model, "aux": aux})
-    seeing = torch.nn.ModuleDict({"t": model.model.vision_tower, "a": aux})
-    telling = torch.nn.ModuleDict({
-        "p": model.model.multi_modal_projector, "l": model.model.language_model,
-        "h": model.lm_head})
-    optimizer = torch.optim.AdamW(
-        groups(seeing, args.lr2_tower) + groups(telling, args.lr2), betas=(0.9, 0.98))
+    seeing, seeing_rest = split(model.model.vision_tower)
+    telling, telling_rest = split(model.model.multi_modal_projector, model.model.language_model)
+    embeddings = list(model.model.language_model.embed_tokens.parameters())
+    telling_rest = [p for p in telling_rest if p is not embeddings[0]]
+    telling_rest += model.lm_head.parameters()
+    seeing_rest += aux.parameters()
+    optimizer = Optimizers(
+        [(seeing, args.lr2_tower, 0.05), (telling, args.lr2_muon, 0.05)],
+        [(seeing_rest, args.lr2_tower, 0.0), (telling_rest, args.lr2, 0.0),
+         (embeddings, args.lr2_words, 0.0)])
     path = os.path.join(args.work, "stage2.pt")
-    step, spent = 0, 0.0
+    step = 0
     if os.path.exists(path):
         state = torch.load(path, weights_only=True)
         both.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        step, spent = state["step"], state["spent"]
+        step = state["step"]
         log(args, f"stage 2 goes on from step {step}")
     else:
         count = sum(p.numel() for p in model.parameters())
         log(args, f"stage 2: {count} parameters, vocabulary {tokenizer.get_vocab_size()}")
-    # Scenes that stage 1 has not shown.
-    start = 10_000_000 + step * args.batch2
-    collate = Collate(tokenizer)
+    collate = Collate(tokenizer, WIDTH, chat_every=8)
     collate.made = step
-    left = (args.steps2 - step) * args.batch2
-    feed = batches(args, "train", args.seed, start, left, args.batch2, collate)
+    held = [(picture, json.loads(record)) for picture, record in
+            records(args.generator, "eval", args.seed, 0, 256)]
+    whole = Collate(tokenizer, FULL, everything=True)
+    measured = [whole(held[i : i + 32]) for i in range(0, len(held), 32)]
+    words = Words(tokenizer)
+    forward = Forward(args, model, collate.image_at)
+    plain = Forward(argparse.Namespace(compile=False), model, collate.image_at)
+    feed = scenes.batches(2, step, args.batch2, collate)
     saved, began, first_step = time.time(), time.time(), step
     mean = None
-    for batch in feed:
-        seconds = spent + time.time() - began
-        done = step / args.steps2
-        if args.minutes2:
-            done = max(done, seconds / 60 / args.minutes2)
-        for group in optimizer.param_groups:
-            group["lr"] = group["base"] * rate(step, done)
+    while step < args.steps2:
+        batch = next(feed)
         with autocast(args):
-            logits, features = forward(model, batch, collate.image_at)
+            logits, features, seen = forward(batch)
             extra, cell_right, _ = aux(features, *batch["labels"][1:])
+        table = model.model.language_model.embed_tokens.weight
+        named = words(table, seen, batch["labels"][1])
         at = batch["target"] >= 0
         losses = F.cross_entropy(logits, batch["target"][at], reduction="none")
         weight = batch["weight"][at]
         loss = (losses * weight).sum() / weight.sum()
-        optimizer.zero_grad(set_to_none=True)
-        (loss + args.aux * extra).backward()
+        (loss + args.aux * extra + args.words * named).backward()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        optimizer.step()
+        optimizer.step(rate(step, args.steps2, args.decay2))
         step += 1
-        now = torch.tensor([loss.item(), cell_right.item()])
+        now = torch.tensor([loss.item(), named.item(), cell_right.item()])
         mean = now if mean is None else 0.95 * mean + 0.05 * now
         if step % args.report == 0:
             speed = (step - first_step) * args.batch2 / (time.time() - began)
-            log(args, f"stage 2 step {step} loss {mean[0]:.4f} cells {mean[1]:.1%} "
-                f"{speed:.0f} scenes/s")
-        last = step == args.steps2 or done >= 1.0
+            log(args, f"stage 2 step {step} loss {mean[0]:.4f} words {mean[1]:.4f} "
+                f"cells {mean[2]:.1%} {speed:.0f} scenes/s")
+        last = step == args.steps2
         if step % args.measure == 0 or last:
-            model.eval()
-            overall, table = accuracy(args, model, tokenizer)
-            model.train()
+            overall, table = accuracy(args, plain, measured)
             log(args, f"stage 2 step {step} accuracy {overall:.1%} "
                 + " ".join(f"{k} {v:.1%}" for k, v in table.items()))
         if time.time() - saved > args.save_every or last:
             save(path, {"model": both.state_dict(), "optimizer": optimizer.state_dict(),
-                        "step": step, "spent": seconds})
+                        "step": step})
             saved = time.time()
-        if last:
-            break
 
 
 CHAT_TEMPLATE = """\
@@ -549,32 +705,39 @@ def main():
     add("--threads", type=int, default=2, help="torch threads")
     add("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bf16 autocast")
     add("--stage", choices=["1", "2", "export", "all"], default="all")
+    add("--compile", action=argparse.BooleanOptionalAction, default=True,
+        help="compile the models (needs a C++ compiler)")
+    add("--scenes", type=int, default=100_000, help="training scenes, a multiple of 1000")
     add("--tower-width", type=int, default=128)
     add("--tower-layers", type=int, default=4)
-    add("--steps1", type=int, default=3000, help="optimizer steps of stage 1")
+    add("--steps1", type=int, default=1800, help="optimizer steps of stage 1")
     add("--batch1", type=int, default=32, help="scenes a step in stage 1")
     add("--lr1", type=float, default=1e-3)
     add("--text-width", type=int, default=192, help="a multiple of 96")
     add("--text-mlp", type=int, default=512)
-    add("--text-layers", type=int, default=4)
-    add("--steps2", type=int, default=3000, help="optimizer steps of stage 2")
-    add("--minutes2", type=float, default=0,
-        help="end stage 2 after so many minutes at the latest, with the rate scheduled for it "
-        "(0: by steps alone, the reproducible way)")
+    add("--text-layers", type=int, default=5)
+    add("--steps2", type=int, default=30_000, help="optimizer steps of stage 2")
+    add("--decay2", type=int, default=6000, help="of them, the last ones with a falling rate")
     add("--batch2", type=int, default=16, help="scenes a step in stage 2")
-    add("--lr2", type=float, default=1.5e-3, help="of the language model and projector")
-    add("--lr2-tower", type=float, default=2e-4)
+    add("--lr2", type=float, default=1.5e-3, help="of the norms and the output layer")
+    add("--lr2-words", type=float, default=5e-3, help="of the embeddings")
+    add("--lr2-muon", type=float, default=3e-3,
+        help="of the matrices of the language model and projector")
+    add("--lr2-tower", type=float, default=3e-4)
     add("--aux", type=float, default=0.1, help="weight of the auxiliary loss in stage 2")
+    add("--words", type=float, default=0.3, help="weight of the words' loss in stage 2")
     add("--measure", type=int, default=300, help="steps between accuracy measurements")
     add("--report", type=int, default=50, help="steps between log lines")
     add("--save-every", type=float, default=60, help="seconds between saved states")
     args = parser.parse_args()
     os.makedirs(args.work, exist_ok=True)
     torch.set_num_threads(args.threads)
+    if args.stage != "export":
+        scenes = Scenes(args)
     if args.stage in ("1", "all"):
-        stage1(args)
+        stage1(args, scenes)
     if args.stage in ("2", "all"):
-        stage2(args)
+        stage2(args, scenes)
     if args.stage in ("export", "all"):
         export(args)
 
