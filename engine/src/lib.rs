@@ -11,6 +11,8 @@
 
 mod blocks;
 mod checkpoint;
+mod configs;
+mod detokenize;
 mod device;
 mod engine;
 mod executor;
@@ -23,13 +25,20 @@ mod request;
 mod sampling;
 mod scheduler;
 mod sequence;
+mod special_tokens;
 mod stats;
 mod stop;
+mod template;
+mod tokenizer;
 mod trace;
 mod worker;
 
 pub use blocks::{BlockAllocator, BlockTable};
 pub use checkpoint::{Checkpoint, EmbeddedFiles};
+pub use configs::{
+    GenerationConfig, SamplingDefaults, architectures, max_position_embeddings, processor_config,
+};
+pub use detokenize::Detokenizer;
 pub use device::open_device;
 pub use engine::{Engine, EngineOptions};
 pub use loaded::{LoadedModel, ModelOptions};
@@ -40,4 +49,6 @@ pub use sampling::{SampledToken, Sampler, SamplingParams};
 pub use scheduler::{Chunk, Scheduler, SchedulerConfig, SequenceId};
 pub use stats::EngineStats;
 pub use stop::StopMatcher;
+pub use template::{ChatTemplate, ContentPart, Message};
+pub use tokenizer::HfTokenizer;
 pub use trace::Trace;

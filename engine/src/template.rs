@@ -1,0 +1,311 @@
+//! A checkpoint's chat template: from a conversation to the prompt's text, as transformers'
+//! `apply_chat_template` renders it.
+
+mod clock;
+mod filters;
+mod jinja;
+mod json;
+mod source;
+#[cfg(test)]
+mod tests;
+
+use crate::Checkpoint;
+use crate::configs::{malformed, object};
+use crate::special_tokens::SpecialTokens;
+use jinja::{Failure, Jinja};
+use kiln_registry::{CheckpointFiles, Error, Result};
+use minijinja::Value;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+const JINJA: &str = "chat_template.jinja";
+const LEGACY: &str = "chat_template.json";
+const TOKENIZER: &str = "tokenizer_config.json";
+const PROCESSOR: &str = "processor_config.json";
+
+/// Text that no template writes by itself.
+const SENTINEL: &str = "KilnProbe7";
+
+/// One turn of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Who speaks: `system`, `user`, `assistant`, or what else the template takes.
+    pub role: String,
+    /// What is said, in order.
+    pub content: Vec<ContentPart>,
+}
+
+/// A piece of a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ContentPart {
+    /// Text.
+    Text(String),
+    /// The place of an item. The template writes the model's placeholder there.
+    Media {
+        /// The modality's name, which templates know as the part's type.
+        modality: String,
+    },
+}
+
+impl Message {
+    /// A message of text alone.
+    pub fn text(role: impl Into<String>, text: impl Into<String>) -> Self {
+        Self {
+            role: role.into(),
+            content: vec![ContentPart::Text(text.into())],
+        }
+    }
+
+    /// A user's message: items of these modalities, then the text.
+    pub fn user<M: Into<String>>(
+        text: impl Into<String>,
+        modalities: impl IntoIterator<Item = M>,
+    ) -> Self {
+        let media = modalities.into_iter().map(|modality| ContentPart::Media {
+            modality: modality.into(),
+        });
+        Self {
+            role: "user".to_owned(),
+            content: media.chain([ContentPart::Text(text.into())]).collect(),
+        }
+    }
+}
+
+/// What a template expects as a message's `content`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ContentFormat {
+    /// One string.
+    Text,
+    /// A list of parts.
+    Parts,
+    /// Both, with the same result.
+    Both,
+}
+
+/// A checkpoint's chat template.
+#[derive(Debug, Clone)]
+pub struct ChatTemplate {
+    jinja: Jinja,
+    file: &'static str,
+    special_tokens: BTreeMap<String, String>,
+    format: ContentFormat,
+    /// Which modalities the template has a place for; found out when first asked.
+    takes: Arc<Mutex<BTreeMap<String, bool>>>,
+}
+
+impl ChatTemplate {
+    /// The template of a checkpoint: `chat_template.jinja`, else `chat_template` in
+    /// `chat_template.json`, `tokenizer_config.json` or `processor_config.json`. `None` when there
+    /// is none.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] that names the file of a template that can't be compiled or run.
+    pub fn load(checkpoint: &Checkpoint) -> Result<Option<Self>> {
+        let Some((file, source)) = find(checkpoint)? else {
+            return Ok(None);
+        };
+        let special_tokens = SpecialTokens::load(checkpoint)?
+            .all_named()
+            .map(|(name, token)| (name.to_owned(), token.to_owned()))
+            .collect();
+        Self::new(file, &source, special_tokens).map(Some)
+    }
+
+    fn new(
+        file: &'static str,
+        source: &str,
+        special_tokens: BTreeMap<String, String>,
+    ) -> Result<Self> {
+        let mut template = Self {
+            jinja: Jinja::compile(file, source).map_err(|e| fault(file, e))?,
+            file,
+            special_tokens,
+            format: ContentFormat::Text,
+            takes: Arc::default(),
+        };
+        template.format = template.probe_format()?;
+        Ok(template)
+    }
+
+    /// The literal beginning-of-sequence token that the template may write.
+    pub fn bos_token(&self) -> Option<&str> {
+        self.special_tokens.get("bos_token").map(String::as_str)
+    }
+
+    /// The prompt's text. `add_generation_prompt`: whether it ends with the start of the
+    /// assistant's answer.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] for no messages, for a conversation that the template refuses, with
+    /// its own words, and for media that it has no place for. [`Error::Checkpoint`] for a template
+    /// that fails by itself or does too much.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        if messages.is_empty() {
+            return Err(Error::invalid("the conversation has no messages"));
+        }
+        for part in messages.iter().flat_map(|message| &message.content) {
+            if let ContentPart::Media { modality } = part
+                && !self.takes(modality)
+            {
+                return Err(Error::invalid(format!(
+                    "this checkpoint's chat template takes no {modality}: send the prompt as raw \
+                     text, with the model's own placeholders"
+                )));
+            }
+        }
+        self.run(messages, self.format, add_generation_prompt)
+            .map_err(|e| fault(self.file, e))
+    }
+
+    fn run(
+        &self,
+        messages: &[Message],
+        format: ContentFormat,
+        add_generation_prompt: bool,
+    ) -> Result<String, Failure> {
+        let bytes = messages
+            .iter()
+            .map(|message| message.role.len() + message.content.iter().map(size).sum::<usize>())
+            .sum();
+        let list: Vec<Value> = messages.iter().map(|m| message_value(m, format)).collect();
+        let mut variables: BTreeMap<&str, Value> = self
+            .special_tokens
+            .iter()
+            .map(|(name, token)| (name.as_str(), Value::from(token.as_str())))
+            .collect();
+        variables.insert("messages", Value::from(list));
+        variables.insert("add_generation_prompt", add_generation_prompt.into());
+        variables.insert("tools", Value::from(()));
+        variables.insert("documents", Value::from(()));
+        self.jinja
+            .render(Value::from(variables), messages.len(), bytes)
+    }
+
+    /// Renders a message with its text as a string and as a part, and sees which comes out clean:
+    /// a template that wants a string fails on a list, drops it, or prints it as code.
+    fn probe_format(&self) -> Result<ContentFormat> {
+        let probe = [Message::text("user", SENTINEL)];
+        let text = self.run(&probe, ContentFormat::Text, true);
+        let parts = self.run(&probe, ContentFormat::Parts, true);
+        let clean = |rendered: &Result<String, Failure>| {
+            rendered.as_ref().is_ok_and(|text| {
+                text.contains(SENTINEL) && !text.contains("'type'") && !text.contains("\"type\"")
+            })
+        };
+        match (clean(&text), clean(&parts)) {
+            (true, true) if text == parts => Ok(ContentFormat::Both),
+            (_, true) => Ok(ContentFormat::Parts),
+            (true, false) => Ok(ContentFormat::Text),
+            (false, false) => match (text, parts) {
+                (Err(Failure::Broken(_)), Err(broken @ Failure::Broken(_))) => {
+                    Err(fault(self.file, broken))
+                }
+                // It refuses a single user message; requests will tell.
+                _ => Ok(ContentFormat::Text),
+            },
+        }
+    }
+
+    /// Whether an item of a modality leaves a trace in the prompt.
+    fn takes(&self, modality: &str) -> bool {
+        if self.format == ContentFormat::Text {
+            return false;
+        }
+        let mut known = self.takes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(takes) = known.get(modality) {
+            return *takes;
+        }
+        let without = self.run(
+            &[Message::text("user", SENTINEL)],
+            ContentFormat::Parts,
+            true,
+        );
+        let with = self.run(
+            &[Message::user(SENTINEL, [modality])],
+            ContentFormat::Parts,
+            true,
+        );
+        let takes = with.as_ref().is_ok_and(|text| text.contains(SENTINEL)) && with != without;
+        // Modalities come from the program, not from clients, so there are few.
+        known.insert(modality.to_owned(), takes);
+        takes
+    }
+}
+
+/// The template's source and the file that it stands in.
+fn find(checkpoint: &Checkpoint) -> Result<Option<(&'static str, String)>> {
+    if let Some(bytes) = checkpoint.read(JINJA)? {
+        let source = String::from_utf8(bytes.to_vec())
+            .map_err(|_| Error::checkpoint(JINJA, "it must be UTF-8 text"))?;
+        // As Python reads text.
+        return Ok(Some((JINJA, source.replace("\r\n", "\n"))));
+    }
+    for file in [LEGACY, TOKENIZER, PROCESSOR] {
+        let Some(content) = object(checkpoint, file)? else {
+            continue;
+        };
+        let template = match content.get("chat_template") {
+            None | Some(serde_json::Value::Null) => continue,
+            Some(serde_json::Value::Array(list)) => list
+                .iter()
+                .find(|one| one.get("name").and_then(|name| name.as_str()) == Some("default"))
+                .and_then(|one| one.get("template")),
+            // A map of names to templates, or the template itself.
+            Some(one) => one.get("default").or(Some(one)),
+        };
+        let source = template
+            .and_then(|template| template.as_str())
+            .ok_or_else(|| {
+                malformed(
+                    file,
+                    "chat_template",
+                    "a string, or a list with one named `default`",
+                )
+            })?;
+        return Ok(Some((file, source.to_owned())));
+    }
+    Ok(None)
+}
+
+fn message_value(message: &Message, format: ContentFormat) -> Value {
+    let content = match (format, message.content.as_slice()) {
+        // A message of one text is the plain case: some templates take parts of a user only.
+        (ContentFormat::Both, [ContentPart::Text(text)]) => Value::from(text.as_str()),
+        (ContentFormat::Text, parts) => {
+            let texts: Vec<_> = parts
+                .iter()
+                .filter_map(|part| match part {
+                    ContentPart::Text(text) => Some(text.as_str()),
+                    ContentPart::Media { .. } => None,
+                })
+                .collect();
+            Value::from(texts.join("\n"))
+        }
+        (_, parts) => parts.iter().map(part_value).collect::<Vec<_>>().into(),
+    };
+    Value::from_pairs([
+        ("role", Value::from(message.role.as_str())),
+        ("content", content),
+    ])
+}
+
+fn part_value(part: &ContentPart) -> Value {
+    match part {
+        ContentPart::Text(text) => Value::from_pairs([("type", "text"), ("text", text)]),
+        ContentPart::Media { modality } => Value::from_pairs([("type", modality.as_str())]),
+    }
+}
+
+fn size(part: &ContentPart) -> usize {
+    match part {
+        ContentPart::Text(text) => text.len(),
+        ContentPart::Media { modality } => modality.len(),
+    }
+}
+
+fn fault(file: &str, failure: Failure) -> Error {
+    match failure {
+        Failure::Raised(message) => Error::invalid(message),
+        Failure::Broken(message) => Error::checkpoint(file, format!("chat template: {message}")),
+    }
+}
