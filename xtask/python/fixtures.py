@@ -298,8 +298,11 @@ def build(spec: dict, seed: int):
         )
     randomize(model, seed)
     if spec.get("dtype") == "bf16":
-        # Computed in f32 from the rounded weights: what a f32 load of bf16 files must give.
-        model = model.to(torch.bfloat16).to(torch.float32)
+        # Computed in f32 from the rounded weights: what a f32 load of bf16 files must give. Not
+        # `model.to`, which would round the rotary frequencies, too: those are in no file.
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(parameter.to(torch.bfloat16))
     return model.eval(), processor
 
 
