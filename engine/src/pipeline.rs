@@ -105,12 +105,29 @@ impl InputPipeline {
         self.template.is_some()
     }
 
+    /// Decodes one item as [`prepare`](Self::prepare) does, within the same limits.
+    ///
+    /// # Errors
+    /// As [`kiln_registry::ModalitySpec::decode`].
+    pub fn decode_item(&self, modality: &str, bytes: &[u8]) -> Result<MediaItem> {
+        self.registry
+            .modality(modality)?
+            .decode(bytes, &self.decode_limits)
+    }
+
     /// Prepares a request.
     ///
     /// # Errors
     /// [`Error::is_callers_fault`] ones for what the caller sent; [`Error::PlaceholderLaw`] for a
     /// fault of the model crate.
     pub fn prepare(&self, request: &Request) -> Result<Prepared> {
+        let prepared = self.prepare_any_length(request)?;
+        self.check_length(prepared.token_ids.len(), request.sampling.max_tokens)?;
+        Ok(prepared)
+    }
+
+    /// The same without a bound on the prompt's length: what a trace takes.
+    pub(crate) fn prepare_any_length(&self, request: &Request) -> Result<Prepared> {
         request.sampling.validate(self.shape.vocab_size)?;
         self.check_counts(request.media.iter().map(|m| match m {
             MediaInput::Bytes { modality, .. } => modality.as_str(),
@@ -125,9 +142,7 @@ impl InputPipeline {
             },
             PromptInput::Tokens(ids) => Prompt::Tokens(ids.clone()),
         };
-        let prepared = self.prepare_items(prompt, &items)?;
-        self.check_length(prepared.token_ids.len(), request.sampling.max_tokens)?;
-        Ok(prepared)
+        self.prepare_items(prompt, &items)
     }
 
     /// The part of [`prepare`](Self::prepare) behind decoding and rendering: what dummy data goes
@@ -187,10 +202,7 @@ impl InputPipeline {
             media
                 .par_iter()
                 .map(|input| match input {
-                    MediaInput::Bytes { modality, bytes } => self
-                        .registry
-                        .modality(modality)?
-                        .decode(bytes, &self.decode_limits),
+                    MediaInput::Bytes { modality, bytes } => self.decode_item(modality, bytes),
                     MediaInput::Item(item) => {
                         if item.kind() == MediaKind::Embeds {
                             self.check_embeds(item)?;
