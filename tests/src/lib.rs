@@ -1,2 +1,2 @@
-//! Kiln's cross-crate tests are in `tests/suite`, their fixtures in `fixtures`. Cargo wants a
-//! library in every package: this one is empty.
+//! Kiln's cross-crate tests, in `tests/suite`. The README's example runs as a test of this crate.
+#![doc = include_str!("../../README.md")]

@@ -1,6 +1,8 @@
 //! What a contributor types: `cargo xtask COMMAND`. Each command runs the one script or tool that
 //! does the work; what needs Python stays out of the tests and out of CI.
 
+mod trace_parity;
+
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use std::env;
@@ -28,6 +30,10 @@ enum Task {
     PillowGoldens(Rest),
     /// Train the built-in model (needs Python; resumes where it was interrupted).
     TrainDemo(Rest),
+    /// Measure the built-in model through the engine: accuracy by kind of question on fresh scenes.
+    DemoEval(Rest),
+    /// Compare `kiln trace` with transformers on random checkpoints off the fixtures (needs Python).
+    TraceParity(trace_parity::Args),
     /// Measure the exported built-in model with transformers (needs Python).
     EvalDemo(Rest),
 }
@@ -52,6 +58,7 @@ fn main() -> Result<()> {
         };
         command
     };
+    env::set_current_dir(root)?;
     let mut command = match &cli.task {
         Task::Ci => {
             let mut bash = Command::new("bash");
@@ -61,11 +68,17 @@ fn main() -> Result<()> {
         Task::Fixtures(rest) => script("fixtures.py", rest, &["--out", "tests/fixtures"]),
         Task::PillowGoldens(rest) => script("pillow_goldens.py", rest, &[]),
         Task::TrainDemo(rest) => script("train_demo.py", rest, &[]),
+        Task::DemoEval(rest) => {
+            let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+            cargo.args(["run", "--release", "--quiet", "--locked", "-p", "kiln-demo-eval", "--"]);
+            cargo.args(&rest.args);
+            cargo
+        }
         Task::EvalDemo(rest) => script("eval_demo.py", rest, &[]),
+        Task::TraceParity(args) => return trace_parity::run(&cli.python, args),
     };
     // The reference must answer from the checkpoints given, never from the network.
     let status = command
-        .current_dir(root)
         .env("HF_HUB_OFFLINE", "1")
         .status()
         .with_context(|| format!("can't start {:?}", command.get_program()))?;

@@ -42,7 +42,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     if args.raw_prompt {
         request.prompt = PromptInput::Text(prompt);
     } else if let (Some(system), PromptInput::Chat(messages)) = (&args.system, &mut request.prompt) {
-        messages.insert(0, Message::system(system));
+        messages.insert(0, Message::text("system", system));
     }
     let asked = Instant::now();
     let answer = show(engine.generate(request)?, args.sampling.n, asked)?;

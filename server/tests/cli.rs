@@ -1,0 +1,163 @@
+//! The binary as a person runs it: what it prints, and what it exits with.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+fn kiln(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_kiln"))
+        .args(args)
+        .output()
+        .unwrap()
+}
+
+fn words(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// A path in the repository.
+fn repo(name: &str) -> String {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    root.join(name).display().to_string()
+}
+
+/// What `assets/sample.json` says of the built-in picture: questions and answers.
+fn sample_questions() -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(repo("assets/sample.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let field = |q: &serde_json::Value, key: &str| q[key].as_str().unwrap().to_owned();
+    record["questions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|q| (field(q, "text"), field(q, "answer")))
+        .collect()
+}
+
+#[cfg(feature = "llava")]
+#[test]
+fn without_arguments_the_built_in_model_describes_the_built_in_picture() {
+    let described = sample_questions()
+        .into_iter()
+        .map(|(_, answer)| answer)
+        .find(|answer| answer.contains(" at the "))
+        .unwrap();
+    let out = kiln(&["run"]);
+    let figures = words(&out.stderr);
+    assert!(out.status.success(), "{figures}");
+    assert_eq!(words(&out.stdout).trim(), described);
+    for figure in ["prompt tokens", "new tokens", "time to first token", "tokens/s"] {
+        assert!(figures.contains(figure), "{figures}");
+    }
+}
+
+#[cfg(feature = "llava")]
+#[test]
+fn the_built_in_model_answers_every_question_about_the_built_in_picture() {
+    for (question, answer) in sample_questions() {
+        let out = kiln(&["run", "builtin", &question]);
+        assert_eq!(words(&out.stdout).trim(), answer, "{question}");
+    }
+}
+
+#[cfg(feature = "llava")]
+#[test]
+fn several_pictures_of_several_formats_in_one_prompt() {
+    let checkpoint = repo("tests/fixtures/checkpoints/llava-clip-llama-hub");
+    let inputs = repo("tests/fixtures/processors/inputs");
+    let (png, jpg) = (format!("{inputs}/rgb.png"), format!("{inputs}/rgb.jpg"));
+    let out = kiln(&[
+        "run", &checkpoint, "Compare.", "--image", &png, "--image", &jpg, "--max-tokens", "4",
+    ]);
+    assert!(out.status.success(), "{}", words(&out.stderr));
+    assert!(words(&out.stderr).contains("(32 of pictures)"), "{}", words(&out.stderr));
+    let limited = kiln(&[
+        "run", &checkpoint, "Compare.", "--image", &png, "--image", &jpg,
+        "--limit-mm-per-prompt", "image=1,video=0",
+    ]);
+    assert_eq!(limited.status.code(), Some(2));
+    assert!(words(&limited.stderr).contains("--limit-mm-per-prompt image=2"));
+}
+
+#[test]
+fn models_lists_what_the_features_link() {
+    let out = kiln(&["models", "--json"]);
+    let listed: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    let crates: Vec<&str> = listed["models"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| m["crate"].as_str().unwrap())
+        .collect();
+    for (name, on) in [
+        ("kiln-llava", cfg!(feature = "llava")),
+        ("kiln-llava-next", cfg!(feature = "llava-next")),
+        ("kiln-text", cfg!(feature = "text")),
+    ] {
+        assert_eq!(crates.contains(&name), on, "{name} in {crates:?}");
+    }
+    let table = words(&kiln(&["models"]).stdout);
+    assert!(table.contains("architecture"), "{table}");
+}
+
+#[test]
+fn a_wrong_input_says_what_is_wrong_and_exits_with_2_or_1() {
+    let broken = repo("README.md");
+    let cases: &[(&[&str], i32, &str)] = &[
+        (&["run", "no/such/folder", "x"], 1, "no such folder"),
+        (&["run", "builtin", "x", "--image", "no-such.png"], 1, "no-such.png"),
+        (&["run", "builtin", "x", "--image", &broken], 2, "image"),
+        (&["run", "builtin", "x", "--temperature", "nan"], 2, "temperature"),
+        (&["run", "builtin", "x", "--max-tokens", "100000"], 2, "context"),
+        (&["run", "builtin", "x", "--device", "abacus"], 2, "abacus"),
+        (&["run", "builtin", "x", "--dtype", "f12"], 2, "f12"),
+        (&["run", "builtin", "x", "--memory", "1K"], 2, "--memory"),
+        (&["run", "builtin", "--raw-prompt", "<image><image>"], 2, "placeholder"),
+        (&["frobnicate"], 2, "frobnicate"),
+    ];
+    for (args, code, message) in cases {
+        let out = kiln(args);
+        let error = words(&out.stderr);
+        assert_eq!(out.status.code(), Some(*code), "{args:?}: {error}");
+        assert!(error.contains(message), "{args:?}: {error}");
+        assert!(!error.contains("panicked"), "{args:?}: {error}");
+    }
+}
+
+#[cfg(feature = "llava")]
+#[test]
+fn a_trace_has_the_keys_that_its_help_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("trace.safetensors");
+    let out = kiln(&[
+        "trace", "builtin", "--prompt", "Describe the picture.", "--image",
+        &repo("assets/sample.png"), "--new-tokens", "3", "--out", &file.display().to_string(),
+    ]);
+    assert!(out.status.success(), "{}", words(&out.stderr));
+    let bytes = std::fs::read(&file).unwrap();
+    let trace = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let shape = |name: &str| trace.tensor(name).unwrap().shape().to_vec();
+    let prompt = shape("input_ids")[0];
+    assert_eq!(shape("placeholders"), [1, 3]);
+    assert_eq!(shape("greedy"), [3]);
+    assert_eq!(shape("logits")[0], prompt);
+    assert_eq!(shape("pixel_values")[..2], [1, 3]);
+    assert_eq!(shape("tower.0").len(), 3);
+    assert_eq!(shape("image_features.0").len(), 2);
+}
+
+#[cfg(feature = "llava")]
+#[test]
+fn inspect_and_profile_speak_of_the_built_in_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let sheet = folder.path().join("sheet.png").display().to_string();
+    let sample = repo("assets/sample.png");
+    let out = kiln(&["inspect", "builtin", "--image", &sample, "--out", &sheet]);
+    assert!(out.status.success(), "{}", words(&out.stderr));
+    let drawn = image::ImageReader::open(&sheet).unwrap().decode().unwrap();
+    assert!(drawn.width() > 200 && drawn.height() > 200);
+    let out = kiln(&["profile", "builtin", "--json"]);
+    let profile: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    for key in ["weight_bytes", "activation_bytes", "kv_blocks", "kv_tokens"] {
+        assert!(profile[key].as_u64().is_some_and(|n| n > 0), "{key}: {profile}");
+    }
+}
