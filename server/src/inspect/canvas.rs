@@ -87,6 +87,22 @@ impl Canvas {
         }
     }
 
+    /// A thin line that shows on dark and on light.
+    pub(super) fn line(&mut self, spot: Spot) {
+        for y in spot.y..spot.bottom() {
+            for x in spot.x..spot.right() {
+                let under = match (u32::try_from(x), u32::try_from(y)) {
+                    (Ok(x), Ok(y)) => self.0.get_pixel_checked(x, y),
+                    _ => None,
+                };
+                let light =
+                    under.is_some_and(|p| p.0.iter().map(|c| u16::from(*c)).sum::<u16>() > 420);
+                let (color, alpha) = if light { (INK, 70) } else { (WHITE, 120) };
+                self.dot(x, y, color, alpha);
+            }
+        }
+    }
+
     fn dot(&mut self, x: i64, y: i64, color: Color, alpha: u16) {
         let (Ok(x), Ok(y)) = (u32::try_from(x), u32::try_from(y)) else {
             return;

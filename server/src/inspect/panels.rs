@@ -358,10 +358,10 @@ fn patches(canvas: &mut Canvas, spot: Spot, side: Size, patch: usize, fit: &Fit)
     }
     let lines = |side: usize| (1..side.div_ceil(patch) as i64).map(move |i| i * step);
     for x in lines(side.width) {
-        canvas.blend(Spot::new(spot.x + x, spot.y, 1, spot.height), WHITE, 128);
+        canvas.line(Spot::new(spot.x + x, spot.y, 1, spot.height));
     }
     for y in lines(side.height) {
-        canvas.blend(Spot::new(spot.x, spot.y + y, spot.width, 1), WHITE, 128);
+        canvas.line(Spot::new(spot.x, spot.y + y, spot.width, 1));
     }
 }
 

@@ -112,7 +112,8 @@ impl Inspection {
 
     fn cells(&self, canvas: &mut Canvas, y: i64) {
         let length = self.prompt.length.max(1) as i64;
-        let x = |position: usize| position as i64 * WIDTH / length;
+        // The first pixel of a position.
+        let x = |position: usize| (position as i64 * WIDTH + length - 1) / length;
         let spot = |from: usize, to: usize| Spot::new(x(from), y, (x(to) - x(from)).max(1), BAR);
         canvas.fill(Spot::new(0, y, WIDTH, BAR), LIGHT);
         for segment in &self.prompt.segments {
@@ -124,16 +125,18 @@ impl Inspection {
                 continue;
             };
             let color = COLORS[index % COLORS.len()];
-            canvas.fill(spot(positions.start, positions.end), color);
-            for (at, kind) in item.kinds().into_iter().enumerate() {
-                let cell = spot(positions.start + at, positions.start + at + 1);
-                match kind {
-                    Kind::Row => {}
-                    Kind::Tile => canvas.blend(cell, WHITE, 90),
+            let kinds = item.kinds();
+            // From pixels to positions: a pixel may stand for many.
+            for column in x(positions.start)..x(positions.end).max(x(positions.start) + 1) {
+                let cell = Spot::new(column, y, 1, BAR);
+                let at = (column * length / WIDTH) as usize;
+                canvas.fill(cell, color);
+                match kinds.get(at.saturating_sub(positions.start)) {
                     // Ends of rows are legible only where each is a line by itself.
-                    Kind::RowEnd if WIDTH / length >= 3 => canvas.blend(cell, INK, 110),
-                    Kind::RowEnd => canvas.blend(cell, WHITE, 90),
-                    Kind::Separator => canvas.fill(cell, LIGHT),
+                    Some(Kind::RowEnd) if WIDTH / length >= 3 => canvas.blend(cell, INK, 110),
+                    Some(Kind::Tile | Kind::RowEnd) => canvas.blend(cell, WHITE, 90),
+                    Some(Kind::Separator) => canvas.fill(cell, LIGHT),
+                    Some(Kind::Row) | None => {}
                 }
             }
         }
@@ -201,7 +204,7 @@ impl Item {
 fn title(item: &Item, color: Color) -> Block {
     let mut canvas = Canvas::new(WIDTH, LETTER + 10);
     let letters = (WIDTH / LETTER) as usize;
-    let facts = item.file_words();
+    let facts = shorten(&item.file_words(), letters - 16);
     let room = letters.saturating_sub(facts.chars().count() + 4).max(12);
     let name = shorten(&short_name(&item.name), room);
     canvas.fill(Spot::new(0, 0, LETTER, LETTER), color);

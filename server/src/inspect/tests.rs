@@ -2,7 +2,7 @@
 
 use super::*;
 use kiln_engine::{Checkpoint, ModelOptions};
-use kiln_registry::{DecodeLimits, Registry, Tokenizer};
+use kiln_registry::{DecodeLimits, HostTensor, Registry, Tokenizer};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -237,6 +237,44 @@ fn a_tower_of_full_size_fits_on_the_sheet() {
             assert!(view.spot.right() <= 1112, "{size:?} {view:?}");
         }
     }
+}
+
+#[test]
+fn tensors_of_another_kind_are_named_and_not_drawn() {
+    let processor = serde_json::json!({"image_processor_type": "CLIPImageProcessor"});
+    let picture = RgbImage8::filled(Size::new(60, 40), [9; 3]).unwrap();
+    let mut inspection = full_size(processor.clone(), picture.clone(), 7);
+    let limits = MediaCounts::new();
+    let ctx = InputContext::new(
+        serde_json::json!({}),
+        processor,
+        Arc::new(NoTokens),
+        limits,
+        64,
+    );
+    let patches = HostTensor::f32([1, 6, 588], vec![0.0; 6 * 588]).unwrap();
+    let tensors = NamedTensors::new().with("flat_patches", patches);
+    let item = inspection.items.remove(0);
+    let range = PlaceholderRange {
+        embed_mask: Some(vec![true, true, true, false, true, true, true]),
+        ..item.range
+    };
+    let item = Item::new(&ctx, item.name, item.file, picture, &tensors, range);
+    inspection.items.push(item);
+    let facts = [
+        "the model's own",
+        "flat_patches f32 [1, 6, 588]",
+        "not drawn: there is no `pixel_values`",
+        "6 tokens (an image",
+        "1 of the positions between them: separators",
+    ];
+    assert_contains(&inspection.words(), &facts);
+    let (sheet, placed) = inspection.draw();
+    assert!(
+        placed.is_empty() && sheet.height() > 400,
+        "{:?}",
+        sheet.dimensions()
+    );
 }
 
 #[test]

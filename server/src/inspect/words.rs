@@ -75,7 +75,10 @@ impl Item {
         if separators > 0 {
             fact(
                 "takes",
-                format!("{separators} separators between them keep their text embedding"),
+                format!(
+                    "and {separators} of the positions between them: separators that keep their \
+                     text embedding"
+                ),
             );
         }
         fact("positions", range_words(&self.range.range()));
@@ -90,7 +93,7 @@ impl Item {
             size_words(self.file.bytes),
             size(self.picture.size()),
             if self.file.turned {
-                " after it was turned upright as its metadata say"
+                ", turned upright as the file asks"
             } else {
                 ""
             }
