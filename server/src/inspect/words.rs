@@ -93,7 +93,7 @@ impl Item {
             size_words(self.file.bytes),
             size(self.picture.size()),
             if self.file.turned {
-                ", turned upright as the file asks"
+                ", turned upright"
             } else {
                 ""
             }
