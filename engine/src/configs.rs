@@ -2,9 +2,10 @@
 //! configuration, and how the checkpoint says that its model generates.
 
 use crate::Checkpoint;
+use crate::json_file::{malformed, object};
 use crate::special_tokens::SpecialTokens;
 use kiln_registry::{Error, Result, Tokenizer};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
@@ -180,20 +181,6 @@ fn number<T>(
             .map(Some)
             .ok_or_else(|| malformed(GENERATION, key, kind)),
     }
-}
-
-/// A JSON file that must hold an object.
-pub(crate) fn object(checkpoint: &Checkpoint, file: &str) -> Result<Option<Map<String, Value>>> {
-    match checkpoint.json(file)? {
-        None => Ok(None),
-        Some(Value::Object(object)) => Ok(Some(object)),
-        Some(_) => Err(Error::checkpoint(file, "it must hold a JSON object")),
-    }
-}
-
-/// An error that names file and key.
-pub(crate) fn malformed(file: &str, key: &str, expected: &str) -> Error {
-    Error::checkpoint(file, format!("`{key}` must be {expected}"))
 }
 
 #[cfg(test)]

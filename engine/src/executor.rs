@@ -154,7 +154,7 @@ impl Executor {
         let logits = self.model.logits(hidden.select(0, self.ints(wanted)))?;
         let mut logits: Vec<f32> = logits
             .into_data()
-            .into_vec()
+            .try_into_vec()
             .map_err(|e| Error::internal(format!("logits: {e:?}")))?;
         let mut out = Vec::with_capacity(counts.len());
         for rows in counts.into_iter().rev() {

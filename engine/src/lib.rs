@@ -16,6 +16,7 @@ mod detokenize;
 mod device;
 mod engine;
 mod executor;
+mod json_file;
 mod loaded;
 mod memory;
 mod merge;

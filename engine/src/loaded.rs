@@ -4,6 +4,7 @@
 use crate::Checkpoint;
 use crate::configs::{GenerationConfig, architectures, processor_config};
 use crate::pipeline::{InputPipeline, ModelShape};
+use crate::profile::dummy_inputs;
 use crate::template::ChatTemplate;
 use crate::tokenizer::HfTokenizer;
 use burn::tensor::Device;
@@ -93,7 +94,10 @@ impl LoadedModel {
             progress,
         })?;
         let positions = model.max_position_embeddings();
-        if options.max_model_len.is_some_and(|n| n > positions || n == 0) {
+        if options
+            .max_model_len
+            .is_some_and(|n| n > positions || n == 0)
+        {
             return Err(Error::invalid(format!(
                 "--max-model-len is {unbounded}; this model has {positions} positions"
             )));
@@ -120,6 +124,8 @@ impl LoadedModel {
             allow_embeds: options.enable_mm_embeds,
             pool,
         };
+        // A processor's configuration that can't be followed shows now, not at the first picture.
+        dummy_inputs(&pipeline, 1)?;
         Ok(Self {
             pipeline: Arc::new(pipeline),
             model,

@@ -27,7 +27,9 @@ pub(crate) fn available() -> usize {
     system.refresh_memory();
     // Inside a container its own limit counts, where one is set.
     let group = system.cgroup_limits().map(|limits| limits.free_memory);
-    let free = group.map_or(system.available_memory(), |g| g.min(system.available_memory()));
+    let free = group.map_or(system.available_memory(), |g| {
+        g.min(system.available_memory())
+    });
     usize::try_from(free).unwrap_or(usize::MAX)
 }
 

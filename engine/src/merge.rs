@@ -110,7 +110,7 @@ mod tests {
         let embeds = Tensor::<2>::from_data([[0.0], [1.0], [2.0], [3.0], [4.0]], &device);
         let features = Tensor::<2>::from_data([[10.0], [11.0], [12.0], [13.0], [14.0]], &device);
         let merged = merge(embeds, overlays(&range(None), &features, &(0..5)));
-        let values: Vec<f32> = merged.into_data().to_vec().unwrap();
+        let values: Vec<f32> = merged.into_data().try_to_vec().unwrap();
         assert_eq!(values, [0.0, 1.0, 10.0, 11.0, 12.0]);
     }
 }

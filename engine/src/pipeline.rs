@@ -245,7 +245,9 @@ impl InputPipeline {
         // As the reference: its processors add the tokenizer's special tokens unless the template
         // wrote them; its tokenizers leave all to the template.
         let processor = self.entry.modalities().next().is_some();
-        let written = template.bos_token().is_some_and(|bos| text.starts_with(bos));
+        let written = template
+            .bos_token()
+            .is_some_and(|bos| text.starts_with(bos));
         Ok(Prompt::Text {
             text,
             add_special_tokens: processor && !written,
@@ -300,7 +302,11 @@ impl InputPipeline {
                 )));
             }
             end = range.offset + range.length;
-            if range.embed_mask.as_ref().is_some_and(|m| m.len() != range.length) {
+            if range
+                .embed_mask
+                .as_ref()
+                .is_some_and(|m| m.len() != range.length)
+            {
                 return Err(broken("its mask is not as long as its range".to_owned()));
             }
             let most = self.max_tokens.get(range.modality.as_str()).copied();

@@ -77,7 +77,9 @@ pub(crate) fn profile(
     let weight_bytes = executor.model().weight_bytes();
     let kv_bytes_per_token = executor.model().kv_spec().bytes_per_token();
     // More than every sequence at its longest is of no use.
-    let useful = longest.div_ceil(block_size).saturating_mul(options.max_num_seqs);
+    let useful = longest
+        .div_ceil(block_size)
+        .saturating_mul(options.max_num_seqs);
     let (kv_blocks, activation_bytes) = match options.kv_blocks {
         Some(blocks) => (blocks, None),
         None => {
@@ -89,7 +91,9 @@ pub(crate) fn profile(
                     "measuring memory in this program or on this device: give --kv-blocks",
                 )
             })?;
-            let left = budget.saturating_sub(weight_bytes).saturating_sub(activations);
+            let left = budget
+                .saturating_sub(weight_bytes)
+                .saturating_sub(activations);
             let blocks = left / (kv_bytes_per_token * block_size).max(1);
             if blocks == 0 {
                 return Err(Error::invalid(format!(
@@ -104,7 +108,9 @@ pub(crate) fn profile(
         }
     };
     if kv_blocks == 0 {
-        return Err(Error::invalid("--kv-blocks is 0: the cache needs at least one"));
+        return Err(Error::invalid(
+            "--kv-blocks is 0: the cache needs at least one",
+        ));
     }
     executor.resize(kv_blocks, block_size);
     Ok(MemoryProfile {
@@ -138,7 +144,13 @@ fn measure(
     let blocks = tokens.div_ceil(options.block_size);
     executor.resize(blocks, options.block_size);
     let (result, peak) = memory::peak_of(|| {
-        step(executor, &dummy, tokens, options.max_num_seqs, options.block_size)
+        step(
+            executor,
+            &dummy,
+            tokens,
+            options.max_num_seqs,
+            options.block_size,
+        )
     });
     result?;
     Ok(peak)
@@ -146,7 +158,7 @@ fn measure(
 
 /// Dummy data through the real pipeline: one item of each modality that a prompt may have, since
 /// the encoder takes one at a time.
-fn dummy_inputs(pipeline: &InputPipeline, tokens: usize) -> Result<Prepared> {
+pub(crate) fn dummy_inputs(pipeline: &InputPipeline, tokens: usize) -> Result<Prepared> {
     let context = pipeline.context();
     let counts = pipeline
         .entry()

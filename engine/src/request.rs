@@ -1,11 +1,10 @@
 //! What goes into the engine and what comes out: requests, events, usage.
 
-use crate::SampledToken;
 use crate::template::Message;
-use crate::{SamplingParams, pipeline::Prepared};
+use crate::{SampledToken, SamplingParams};
 use bytes::Bytes;
 use kiln_registry::{Error, MediaItem, Result};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::UnboundedReceiver;
 
 /// The text of a request.
 #[derive(Debug, Clone, PartialEq)]
@@ -122,8 +121,6 @@ pub enum Event {
     },
 }
 
-pub(crate) type EventSender = UnboundedSender<Result<Event>>;
-
 /// The events of a request, as they happen. Dropping it cancels the request.
 #[derive(Debug)]
 pub struct Generation {
@@ -141,7 +138,11 @@ impl Generation {
 
     /// The next event, awaited; `None` after the last one.
     pub async fn next_event(&mut self) -> Option<Result<Event>> {
-        let event = if self.over { None } else { self.events.recv().await };
+        let event = if self.over {
+            None
+        } else {
+            self.events.recv().await
+        };
         self.note(event)
     }
 
@@ -181,14 +182,11 @@ impl Iterator for Generation {
     type Item = Result<Event>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let event = if self.over { None } else { self.events.blocking_recv() };
+        let event = if self.over {
+            None
+        } else {
+            self.events.blocking_recv()
+        };
         self.note(event)
     }
-}
-
-/// A request on its way to the owner thread.
-pub(crate) struct Admitted {
-    pub(crate) prepared: Prepared,
-    pub(crate) sampling: SamplingParams,
-    pub(crate) events: EventSender,
 }

@@ -3,13 +3,24 @@
 use crate::detokenize::Detokenizer;
 use crate::executor::Executor;
 use crate::pipeline::Prepared;
-use crate::request::{Admitted, Event, EventSender, FinishReason, Usage};
+use crate::request::{Event, FinishReason, Usage};
 use crate::tokenizer::HfTokenizer;
 use crate::{Sampler, SamplingParams, SequenceId, StopMatcher};
 use burn::tensor::Tensor;
 use kiln_registry::{Error, Result};
 use std::ops::Range;
 use std::sync::Arc;
+use tokio::sync::mpsc::UnboundedSender;
+
+/// Where a request's events go.
+pub(crate) type EventSender = UnboundedSender<Result<Event>>;
+
+/// A request on its way to the owner thread.
+pub(crate) struct Admitted {
+    pub(crate) prepared: Prepared,
+    pub(crate) sampling: SamplingParams,
+    pub(crate) events: EventSender,
+}
 
 /// A request with all that its sequences share.
 pub(crate) struct Running {
@@ -90,7 +101,10 @@ impl Running {
 
     /// The tokens of a sequence at some positions.
     pub(crate) fn tokens(&self, sequence: usize, positions: &Range<usize>) -> Vec<u32> {
-        let (prompt, generated) = (&self.prepared.token_ids, &self.sequences[sequence].generated);
+        let (prompt, generated) = (
+            &self.prepared.token_ids,
+            &self.sequences[sequence].generated,
+        );
         positions
             .clone()
             .filter_map(|p| match p.checked_sub(prompt.len()) {
@@ -161,7 +175,9 @@ impl Running {
         endings: &Endings<'_>,
     ) -> Result<bool> {
         let s = &mut self.sequences[sequence];
-        let token = s.sampler.sample(logits, &self.prepared.token_ids, &s.generated)?;
+        let token = s
+            .sampler
+            .sample(logits, &self.prepared.token_ids, &s.generated)?;
         s.generated.push(token.id);
         self.completion_tokens += 1;
         let index = s.index;

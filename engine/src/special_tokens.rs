@@ -1,7 +1,7 @@
 //! The special tokens that a checkpoint's tokenizer configuration names, beside `tokenizer.json`.
 
 use crate::Checkpoint;
-use crate::configs::{malformed, object};
+use crate::json_file::{malformed, object};
 use kiln_registry::{Error, Result};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;

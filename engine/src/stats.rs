@@ -48,7 +48,8 @@ impl Stats {
     pub(crate) fn observe(&self, scheduler: &Scheduler) {
         self.running.store(scheduler.running() as u64, Relaxed);
         self.waiting.store(scheduler.waiting() as u64, Relaxed);
-        self.free_blocks.store(scheduler.free_blocks() as u64, Relaxed);
+        self.free_blocks
+            .store(scheduler.free_blocks() as u64, Relaxed);
         self.preemptions.store(scheduler.preemptions(), Relaxed);
     }
 

@@ -10,7 +10,7 @@ mod source;
 mod tests;
 
 use crate::Checkpoint;
-use crate::configs::{malformed, object};
+use crate::json_file::{malformed, object};
 use crate::special_tokens::SpecialTokens;
 use jinja::{Failure, Jinja};
 use kiln_registry::{CheckpointFiles, Error, Result};

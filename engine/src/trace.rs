@@ -1,16 +1,19 @@
 //! One prompt through a loaded model with everything kept that a comparison with the reference
 //! looks at. Not for serving: it runs alone, on a cache of its own.
 
-use crate::sampling::argmax;
 use crate::executor::{Executor, StepInput};
 use crate::loaded::LoadedModel;
 use crate::pipeline::{ItemContent, Prepared};
 use crate::request::Request;
+use crate::sampling::argmax;
 use kiln_registry::{Error, HostTensor, NamedTensors, PlaceholderRange, Result};
 
 /// Tokens that a step of a trace runs: bounds the logits that are held at once.
 const CHUNK: usize = 512;
 const BLOCK: usize = 16;
+/// The most positions. The reference runs beyond those that a model was made for, and so does a
+/// trace: that is where rotary scaling shows.
+const LONGEST: usize = 1 << 20;
 
 /// What a trace keeps.
 #[derive(Debug, Clone)]
@@ -38,15 +41,14 @@ impl LoadedModel {
     /// # Errors
     /// As a request's.
     pub fn trace(self, request: &Request, new_tokens: usize, ignore_eos: bool) -> Result<Trace> {
-        let prepared = self.pipeline.prepare(request)?;
+        let prepared = self.pipeline.prepare_any_length(request)?;
         let prompt = prepared.token_ids.len();
         let length = prompt.saturating_add(new_tokens);
-        let context = self.pipeline.context().max_model_len();
-        if prompt == 0 || length > context {
+        if prompt == 0 || length > LONGEST {
             return Err(Error::ContextLength {
                 prompt,
                 new: new_tokens,
-                context,
+                context: LONGEST,
             });
         }
         let eos = self.pipeline.generation.eos_token_ids().to_vec();
@@ -62,7 +64,12 @@ impl LoadedModel {
         let mut logits = Vec::new();
         for start in (0..prompt).step_by(CHUNK) {
             let end = (start + CHUNK).min(prompt);
-            let mut input = part(prepared.token_ids[start..end].to_vec(), start, prompt, blocks);
+            let mut input = part(
+                prepared.token_ids[start..end].to_vec(),
+                start,
+                prompt,
+                blocks,
+            );
             input.logit_rows = end - start;
             for (range, encoded) in prepared.placeholders.iter().zip(&encoded) {
                 input.lay(range, &encoded.features);
@@ -126,7 +133,7 @@ fn host<const D: usize>(tensor: burn::tensor::Tensor<D>) -> Result<HostTensor> {
     let shape = tensor.dims().to_vec();
     let data = tensor
         .into_data()
-        .into_vec::<f32>()
+        .try_into_vec::<f32>()
         .map_err(|e| Error::internal(format!("{e:?}")))?;
     HostTensor::f32(shape, data)
 }

@@ -3,8 +3,8 @@
 
 use crate::executor::{Executor, StepInput};
 use crate::pipeline::InputPipeline;
-use crate::request::{Admitted, Event};
-use crate::sequence::{Endings, Running};
+use crate::request::Event;
+use crate::sequence::{Admitted, Endings, Running};
 use crate::stats::Stats;
 use crate::{Chunk, Scheduler, SequenceId};
 use kiln_registry::{Error, Result};
@@ -14,7 +14,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::sync::mpsc::error::TryRecvError;
 
 /// What the thread owns.
 pub(crate) struct Worker {
@@ -61,11 +60,8 @@ impl Worker {
                     None => return,
                 }
             }
-            loop {
-                match self.inbox.try_recv() {
-                    Ok(admitted) => self.admit(admitted),
-                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-                }
+            while let Ok(admitted) = self.inbox.try_recv() {
+                self.admit(admitted);
             }
             self.drop_cancelled();
             self.step();
@@ -75,7 +71,10 @@ impl Worker {
 
     fn admit(&mut self, admitted: Admitted) {
         self.stats.preparing.fetch_sub(1, Relaxed);
-        let (prompt, asked) = (admitted.prepared.token_ids.len(), admitted.sampling.max_tokens);
+        let (prompt, asked) = (
+            admitted.prepared.token_ids.len(),
+            admitted.sampling.max_tokens,
+        );
         let most = asked.unwrap_or(self.context.saturating_sub(prompt)).max(1);
         let mut ids = Vec::with_capacity(admitted.sampling.n);
         for _ in 0..admitted.sampling.n {
@@ -199,8 +198,11 @@ impl Worker {
         }
         // A request with several sequences may have failed behind one of its own chunks.
         let alive = |chunk: &Chunk| self.owner.contains_key(&chunk.id);
-        let (ran, inputs): (Vec<_>, Vec<_>) =
-            ran.into_iter().zip(inputs).filter(|(c, _)| alive(c)).unzip();
+        let (ran, inputs): (Vec<_>, Vec<_>) = ran
+            .into_iter()
+            .zip(inputs)
+            .filter(|(c, _)| alive(c))
+            .unzip();
         if inputs.is_empty() {
             return Ok((ran, vec![]));
         }

@@ -131,10 +131,20 @@ pub(crate) struct SamplingArgs {
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     pub(crate) repetition_penalty: f32,
     /// Above 0: tokens of the answer become less likely.
-    #[arg(long, default_value_t = 0.0, value_name = "X", allow_negative_numbers = true)]
+    #[arg(
+        long,
+        default_value_t = 0.0,
+        value_name = "X",
+        allow_negative_numbers = true
+    )]
     pub(crate) presence_penalty: f32,
     /// Above 0: tokens become less likely with each time they are in the answer.
-    #[arg(long, default_value_t = 0.0, value_name = "X", allow_negative_numbers = true)]
+    #[arg(
+        long,
+        default_value_t = 0.0,
+        value_name = "X",
+        allow_negative_numbers = true
+    )]
     pub(crate) frequency_penalty: f32,
     /// Added to a token's logit, as in 42=-5; may be repeated.
     #[arg(long, value_name = "ID=X", value_parser = parse_bias, allow_hyphen_values = true)]
@@ -287,23 +297,27 @@ impl SamplingArgs {
 }
 
 fn parse_limits(text: &str) -> Result<MediaCounts> {
-    text.split(',').try_fold(MediaCounts::new(), |counts, part| {
-        let (name, count) = part
-            .split_once('=')
-            .with_context(|| format!("`{part}` is not MODALITY=COUNT, as in image=4"))?;
-        let count = count
-            .trim()
-            .parse()
-            .with_context(|| format!("`{count}` in `{part}` is no whole number"))?;
-        Ok(counts.with(name.trim(), count))
-    })
+    text.split(',')
+        .try_fold(MediaCounts::new(), |counts, part| {
+            let (name, count) = part
+                .split_once('=')
+                .with_context(|| format!("`{part}` is not MODALITY=COUNT, as in image=4"))?;
+            let count = count
+                .trim()
+                .parse()
+                .with_context(|| format!("`{count}` in `{part}` is no whole number"))?;
+            Ok(counts.with(name.trim(), count))
+        })
 }
 
 fn parse_bias(text: &str) -> Result<(u32, f32)> {
     let (id, bias) = text
         .split_once('=')
         .with_context(|| format!("`{text}` is not ID=X, as in 42=-5"))?;
-    Ok((id.parse().context("the token id")?, bias.parse().context("the bias")?))
+    Ok((
+        id.parse().context("the token id")?,
+        bias.parse().context("the bias")?,
+    ))
 }
 
 /// `4GiB`, `512M`, `1.5g`, or bytes. Units are binary.

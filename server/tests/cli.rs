@@ -45,7 +45,12 @@ fn without_arguments_the_built_in_model_describes_the_built_in_picture() {
     let figures = words(&out.stderr);
     assert!(out.status.success(), "{figures}");
     assert_eq!(words(&out.stdout).trim(), described);
-    for figure in ["prompt tokens", "new tokens", "time to first token", "tokens/s"] {
+    for figure in [
+        "prompt tokens",
+        "new tokens",
+        "time to first token",
+        "tokens/s",
+    ] {
         assert!(figures.contains(figure), "{figures}");
     }
 }
@@ -66,13 +71,32 @@ fn several_pictures_of_several_formats_in_one_prompt() {
     let inputs = repo("tests/fixtures/processors/inputs");
     let (png, jpg) = (format!("{inputs}/rgb.png"), format!("{inputs}/rgb.jpg"));
     let out = kiln(&[
-        "run", &checkpoint, "Compare.", "--image", &png, "--image", &jpg, "--max-tokens", "4",
+        "run",
+        &checkpoint,
+        "Compare.",
+        "--image",
+        &png,
+        "--image",
+        &jpg,
+        "--max-tokens",
+        "4",
     ]);
     assert!(out.status.success(), "{}", words(&out.stderr));
-    assert!(words(&out.stderr).contains("(32 of pictures)"), "{}", words(&out.stderr));
+    assert!(
+        words(&out.stderr).contains("(32 of pictures)"),
+        "{}",
+        words(&out.stderr)
+    );
     let limited = kiln(&[
-        "run", &checkpoint, "Compare.", "--image", &png, "--image", &jpg,
-        "--limit-mm-per-prompt", "image=1,video=0",
+        "run",
+        &checkpoint,
+        "Compare.",
+        "--image",
+        &png,
+        "--image",
+        &jpg,
+        "--limit-mm-per-prompt",
+        "image=1,video=0",
     ]);
     assert_eq!(limited.status.code(), Some(2));
     assert!(words(&limited.stderr).contains("--limit-mm-per-prompt image=2"));
@@ -104,14 +128,30 @@ fn a_wrong_input_says_what_is_wrong_and_exits_with_2_or_1() {
     let broken = repo("README.md");
     let cases: &[(&[&str], i32, &str)] = &[
         (&["run", "no/such/folder", "x"], 1, "no such folder"),
-        (&["run", "builtin", "x", "--image", "no-such.png"], 1, "no-such.png"),
+        (
+            &["run", "builtin", "x", "--image", "no-such.png"],
+            1,
+            "no-such.png",
+        ),
         (&["run", "builtin", "x", "--image", &broken], 2, "image"),
-        (&["run", "builtin", "x", "--temperature", "nan"], 2, "temperature"),
-        (&["run", "builtin", "x", "--max-tokens", "100000"], 2, "context"),
+        (
+            &["run", "builtin", "x", "--temperature", "nan"],
+            2,
+            "temperature",
+        ),
+        (
+            &["run", "builtin", "x", "--max-tokens", "100000"],
+            2,
+            "context",
+        ),
         (&["run", "builtin", "x", "--device", "abacus"], 2, "abacus"),
         (&["run", "builtin", "x", "--dtype", "f12"], 2, "f12"),
         (&["run", "builtin", "x", "--memory", "1K"], 2, "--memory"),
-        (&["run", "builtin", "--raw-prompt", "<image><image>"], 2, "placeholder"),
+        (
+            &["run", "builtin", "--raw-prompt", "<image><image>"],
+            2,
+            "placeholder",
+        ),
         (&["frobnicate"], 2, "frobnicate"),
     ];
     for (args, code, message) in cases {
@@ -129,8 +169,16 @@ fn a_trace_has_the_keys_that_its_help_names() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("trace.safetensors");
     let out = kiln(&[
-        "trace", "builtin", "--prompt", "Describe the picture.", "--image",
-        &repo("assets/sample.png"), "--new-tokens", "3", "--out", &file.display().to_string(),
+        "trace",
+        "builtin",
+        "--prompt",
+        "Describe the picture.",
+        "--image",
+        &repo("assets/sample.png"),
+        "--new-tokens",
+        "3",
+        "--out",
+        &file.display().to_string(),
     ]);
     assert!(out.status.success(), "{}", words(&out.stderr));
     let bytes = std::fs::read(&file).unwrap();
@@ -158,6 +206,9 @@ fn inspect_and_profile_speak_of_the_built_in_model() {
     let out = kiln(&["profile", "builtin", "--json"]);
     let profile: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     for key in ["weight_bytes", "activation_bytes", "kv_blocks", "kv_tokens"] {
-        assert!(profile[key].as_u64().is_some_and(|n| n > 0), "{key}: {profile}");
+        assert!(
+            profile[key].as_u64().is_some_and(|n| n > 0),
+            "{key}: {profile}"
+        );
     }
 }

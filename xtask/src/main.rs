@@ -70,7 +70,15 @@ fn main() -> Result<()> {
         Task::TrainDemo(rest) => script("train_demo.py", rest, &[]),
         Task::DemoEval(rest) => {
             let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-            cargo.args(["run", "--release", "--quiet", "--locked", "-p", "kiln-demo-eval", "--"]);
+            cargo.args([
+                "run",
+                "--release",
+                "--quiet",
+                "--locked",
+                "-p",
+                "kiln-demo-eval",
+                "--",
+            ]);
             cargo.args(&rest.args);
             cargo
         }

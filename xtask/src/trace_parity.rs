@@ -46,7 +46,9 @@ fn one(python: &Path, args: &Args, kind: &str, seed: u64) -> Result<bool> {
     let script = || {
         let mut command = Command::new(python);
         // The reference must answer from the checkpoints given, never from the network.
-        command.arg("xtask/python/fixtures.py").env("HF_HUB_OFFLINE", "1");
+        command
+            .arg("xtask/python/fixtures.py")
+            .env("HF_HUB_OFFLINE", "1");
         command
     };
     succeed(
@@ -71,10 +73,21 @@ fn one(python: &Path, args: &Args, kind: &str, seed: u64) -> Result<bool> {
     };
     let mut kiln = Command::new("target/release/kiln");
     kiln.arg("trace").arg(&checkpoint).arg("--out").arg(&trace);
-    kiln.args(["--new-tokens", "32", "--ignore-eos", "--raw-prompt", "--dtype", "f32"]);
+    kiln.args([
+        "--new-tokens",
+        "32",
+        "--ignore-eos",
+        "--raw-prompt",
+        "--dtype",
+        "f32",
+    ]);
     succeed(&mut with_pictures(kiln))?;
     let mut compare = script();
-    compare.arg("--compare").arg(&trace).arg("--checkpoint").arg(&checkpoint);
+    compare
+        .arg("--compare")
+        .arg(&trace)
+        .arg("--checkpoint")
+        .arg(&checkpoint);
     let status = with_pictures(compare).status().context("the comparison")?;
     Ok(status.success())
 }

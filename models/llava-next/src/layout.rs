@@ -7,6 +7,8 @@ use kiln_nn::vlm::VlmConfig;
 use kiln_registry::{Error, InputContext, Result};
 use serde::Deserialize;
 
+const MOST_PIXELS: usize = 64 << 20;
+
 /// The resolutions that a checkpoint fits pictures into, and the tower's grid.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct AnyresLayout {
@@ -29,9 +31,9 @@ impl AnyresLayout {
     pub(crate) fn from_context(ctx: &InputContext, config: &VlmConfig) -> Result<Self> {
         let raw: Raw = ctx.parse_config()?;
         let side = config.tower.image_size;
-        let pinpoints = raw.image_grid_pinpoints.unwrap_or_else(|| {
-            vec![[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
-        });
+        let pinpoints = raw
+            .image_grid_pinpoints
+            .unwrap_or_else(|| vec![[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]);
         let whole = |n: usize| n > 0 && n.is_multiple_of(side) && n / side <= 64;
         if pinpoints.is_empty() || !pinpoints.as_flattened().iter().all(|n| whole(*n)) {
             return Err(Error::checkpoint(
@@ -40,6 +42,13 @@ impl AnyresLayout {
                     "`image_grid_pinpoints` must name resolutions of whole tiles of {side} pixels, \
                      at most 64 on a side"
                 ),
+            ));
+        }
+        // A picture of the largest resolution is made at start-up: no more than one may have anyway.
+        if pinpoints.iter().any(|[h, w]| h * w > MOST_PIXELS) {
+            return Err(Error::checkpoint(
+                "config.json",
+                format!("`image_grid_pinpoints` names more than {MOST_PIXELS} pixels"),
             ));
         }
         let grid = config.tower.grid();
@@ -118,12 +127,51 @@ mod tests {
     use super::*;
 
     fn tiny() -> AnyresLayout {
-        let scaled = [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3], [3, 2], [2, 3]];
+        layout("tiny-28/7")
+    }
+
+    /// A set of the table that `fixtures.py` wrote with transformers.
+    fn layout(set: &str) -> AnyresLayout {
+        let all = |most: usize| {
+            (1..=most)
+                .flat_map(|h| (1..=most).map(move |w| [h, w]))
+                .collect()
+        };
+        let (image_size, grid, scaled): (usize, usize, Vec<[usize; 2]>) = match set {
+            "v1.6-336/14" => (336, 24, vec![[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]]),
+            "wide-336/14" => (336, 24, all(4)),
+            "siglip-384/14" => (384, 27, all(3)),
+            "tiny-28/7" => {
+                let scaled = vec![[1, 2], [2, 1], [2, 2], [3, 1], [1, 3], [3, 2], [2, 3]];
+                (28, 4, scaled)
+            }
+            other => panic!("{other}"),
+        };
         AnyresLayout {
-            pinpoints: scaled.map(|[h, w]| [28 * h, 28 * w]).to_vec(),
-            image_size: 28,
-            grid: 4,
+            pinpoints: scaled.iter().map(|s| s.map(|n| n * image_size)).collect(),
+            image_size,
+            grid,
         }
+    }
+
+    #[test]
+    fn rows_are_the_tokens_that_transformers_counts() {
+        let table = include_str!("../../../tests/fixtures/next-tokens.tsv");
+        let (mut wrong, mut count) = (vec![], 0);
+        for line in table.lines().filter(|line| !line.starts_with('#')) {
+            let (set, numbers) = line.split_once('\t').unwrap();
+            let n: Vec<usize> = numbers.split('\t').map(|n| n.parse().unwrap()).collect();
+            let (layout, picture) = (layout(set), Size::new(n[0], n[1]));
+            let kept = layout.kept(picture, layout.tiles(picture).unwrap());
+            // 0 tokens: a picture so thin that transformers refuses it.
+            let rows = layout.rows(picture).unwrap();
+            if [kept.height, kept.width] != n[6..8] || (n[8] > 0 && rows != n[8]) {
+                wrong.push(format!("{line}: kept {kept:?}, {rows} rows"));
+            }
+            count += usize::from(n[8] > 0);
+        }
+        assert!(count > 950, "{count}");
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     }
 
     #[test]

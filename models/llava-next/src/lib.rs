@@ -77,8 +77,9 @@ impl LoadModel for LlavaNext {
         let (config, layout) = parse(ctx.input)?;
         let weights = Weights::open(ctx, RENAMES)?;
         let hidden = config.text.hidden_size;
-        let (vlm, newline) =
-            Vlm::load(config, &weights, |root| root.vector("image_newline", hidden))?;
+        let (vlm, newline) = Vlm::load(config, &weights, |root| {
+            root.vector("image_newline", hidden)
+        })?;
         Ok(Box::new(Self {
             vlm,
             layout,
@@ -112,11 +113,7 @@ impl LlavaNext {
             .swap_dims(1, 2)
             .reshape([tiles.height * side, tiles.width * side, hidden]);
         let (top, left) = (kept.y as usize, kept.x as usize);
-        let grid = grid.slice([
-            top..top + kept.height,
-            left..left + kept.width,
-            0..hidden,
-        ]);
+        let grid = grid.slice([top..top + kept.height, left..left + kept.width, 0..hidden]);
         let newline = self
             .image_newline
             .clone()
@@ -151,7 +148,9 @@ impl MultiModalModel for LlavaNext {
 
     fn encode(&self, modality: &str, items: &[&NamedTensors]) -> Result<Vec<Encoded>> {
         if modality != kiln_image::MODALITY {
-            return Err(Error::unsupported(format!("{modality} input by LLaVA-NeXT")));
+            return Err(Error::unsupported(format!(
+                "{modality} input by LLaVA-NeXT"
+            )));
         }
         items
             .iter()
@@ -168,7 +167,9 @@ impl MultiModalModel for LlavaNext {
                     .tower
                     .features([views, channels, height, width], pixels)?;
                 let [views, tokens, seen] = tower.dims();
-                let projected = self.vlm.project(tower.clone().reshape([views * tokens, seen]));
+                let projected = self
+                    .vlm
+                    .project(tower.clone().reshape([views * tokens, seen]));
                 Ok(Encoded {
                     features: self.pack(projected, picture)?,
                     tower: Some(tower),

@@ -170,7 +170,10 @@ impl Vlm {
         weights: &Weights<'_>,
         extra: impl FnOnce(&Scope<'_>) -> Result<T>,
     ) -> Result<(Self, T)> {
-        let (seen, text) = (config.selection.width(&config.tower), config.text.hidden_size);
+        let (seen, text) = (
+            config.selection.width(&config.tower),
+            config.text.hidden_size,
+        );
         let projector = weights.at("multi_modal_projector");
         let bias = config.projector_bias;
         let linear_1 = Linear::load(&projector.at("linear_1"), seen, text, bias)?;

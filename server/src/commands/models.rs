@@ -14,7 +14,11 @@ pub(crate) fn models(args: &ModelsArgs) -> Result<()> {
         writeln!(out, "{:#}", as_json(&registry))?;
         return Ok(());
     }
-    writeln!(out, "{:<34} {:<18} modalities (limit per prompt)", "architecture", "crate")?;
+    writeln!(
+        out,
+        "{:<34} {:<18} modalities (limit per prompt)",
+        "architecture", "crate"
+    )?;
     for entry in registry.models() {
         let modalities: Vec<String> = entry
             .modalities()
@@ -26,7 +30,11 @@ pub(crate) fn models(args: &ModelsArgs) -> Result<()> {
             modalities.join(", ")
         };
         for architecture in entry.architectures() {
-            writeln!(out, "{architecture:<34} {:<18} {modalities}", entry.crate_name())?;
+            writeln!(
+                out,
+                "{architecture:<34} {:<18} {modalities}",
+                entry.crate_name()
+            )?;
         }
     }
     for spec in registry.modalities() {

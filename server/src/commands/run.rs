@@ -4,15 +4,16 @@ use crate::builtin;
 use crate::cli::RunArgs;
 use crate::load::{checkpoint, load, read_images};
 use anyhow::{Result, bail};
-use kiln_engine::{
-    Engine, Event, FinishReason, Generation, Message, PromptInput, Request, Usage,
-};
+use kiln_engine::{Engine, Event, FinishReason, Generation, Message, PromptInput, Request, Usage};
 use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 pub(crate) fn run(args: &RunArgs) -> Result<()> {
-    let model = args.model_dir.as_deref().unwrap_or(Path::new(builtin::NAME));
+    let model = args
+        .model_dir
+        .as_deref()
+        .unwrap_or(Path::new(builtin::NAME));
     let is_builtin = model.as_os_str() == builtin::NAME;
     let mut images: Vec<_> = read_images(&args.image)?
         .into_iter()
@@ -38,10 +39,12 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     let engine = Engine::start(loaded, &args.cache.engine(options))?;
     let ready = began.elapsed();
 
-    let mut request = Request::about_images(prompt.clone(), images).sampling(args.sampling.params());
+    let mut request =
+        Request::about_images(prompt.clone(), images).sampling(args.sampling.params());
     if args.raw_prompt {
         request.prompt = PromptInput::Text(prompt);
-    } else if let (Some(system), PromptInput::Chat(messages)) = (&args.system, &mut request.prompt) {
+    } else if let (Some(system), PromptInput::Chat(messages)) = (&args.system, &mut request.prompt)
+    {
         messages.insert(0, Message::text("system", system));
     }
     let asked = Instant::now();
@@ -76,7 +79,11 @@ fn show(events: Generation, n: usize, asked: Instant) -> Result<Answer> {
                     whole.push_str(&text);
                 }
             }
-            Event::Finished { index, reason, text } => {
+            Event::Finished {
+                index,
+                reason,
+                text,
+            } => {
                 first.get_or_insert_with(|| asked.elapsed());
                 cut |= reason == FinishReason::Length;
                 if n == 1 {
@@ -109,7 +116,11 @@ impl Answer {
             n if decoding > 0.0 => format!("{:.1}", (n - 1) as f64 / decoding),
             _ => "-".to_owned(),
         };
-        let cut = if self.cut { " (cut off: --max-tokens, or the context is full)" } else { "" };
+        let cut = if self.cut {
+            " (cut off: --max-tokens, or the context is full)"
+        } else {
+            ""
+        };
         format!(
             "{prompt_tokens} prompt tokens ({media_tokens} of pictures), {completion_tokens} new \
              tokens{cut}; loaded in {:.2} s, time to first token {:.3} s, {rate} tokens/s",

@@ -107,11 +107,7 @@ fn stack(parts: &[&HostTensor]) -> Result<HostTensor> {
     })
 }
 
-fn filled<'a, T: Copy + 'a>(
-    parts: impl Iterator<Item = &'a [T]>,
-    each: usize,
-    zero: T,
-) -> Vec<T> {
+fn filled<'a, T: Copy + 'a>(parts: impl Iterator<Item = &'a [T]>, each: usize, zero: T) -> Vec<T> {
     let mut all = Vec::new();
     for (i, part) in parts.enumerate() {
         all.extend_from_slice(part);

@@ -88,7 +88,9 @@ impl Tally {
         let Some((generation, question, scene)) = awaited else {
             return Ok(());
         };
-        let answer = generation.text().with_context(|| format!("scene {scene}"))?;
+        let answer = generation
+            .text()
+            .with_context(|| format!("scene {scene}"))?;
         let right = answer.trim() == question.answer;
         for (kind, (good, asked)) in Kind::ALL.iter().zip(&mut self.counts) {
             if *kind == question.kind {
@@ -111,7 +113,12 @@ impl Tally {
         let share = |good: usize, asked: usize| 100.0 * good as f64 / asked.max(1) as f64;
         let (mut all_good, mut all_asked) = (0, 0);
         for (kind, (good, asked)) in Kind::ALL.iter().zip(&self.counts) {
-            writeln!(out, "{:10} {good:5} / {asked:5}  {:.1}%", kind.name(), share(*good, *asked))?;
+            writeln!(
+                out,
+                "{:10} {good:5} / {asked:5}  {:.1}%",
+                kind.name(),
+                share(*good, *asked)
+            )?;
             all_good += good;
             all_asked += asked;
         }

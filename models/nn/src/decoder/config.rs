@@ -124,7 +124,12 @@ impl DecoderConfig {
         }
         let act = raw.hidden_act.as_deref().unwrap_or("silu");
         let max_position_embeddings = pick(raw.max_position_embeddings, 2048, 4096 * 32, 32_768);
-        within("max_position_embeddings", max_position_embeddings, 1, 1 << 31)?;
+        within(
+            "max_position_embeddings",
+            max_position_embeddings,
+            1,
+            1 << 31,
+        )?;
         let rms_norm_eps = raw.rms_norm_eps.unwrap_or(1e-6);
         if !(0.0..1.0).contains(&rms_norm_eps) {
             return Err(fault(format!("`rms_norm_eps` is {rms_norm_eps}")));
@@ -142,7 +147,11 @@ impl DecoderConfig {
             rms_norm_eps,
             max_position_embeddings,
             tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(false),
-            qkv_bias: if mistral { false } else { qwen2 || raw.attention_bias.unwrap_or(false) },
+            qkv_bias: if mistral {
+                false
+            } else {
+                qwen2 || raw.attention_bias.unwrap_or(false)
+            },
             output_bias: !mistral && !qwen2 && raw.attention_bias.unwrap_or(false),
             mlp_bias: !mistral && !qwen2 && raw.mlp_bias.unwrap_or(false),
             rope: Rope::from_config(value, head_dim, max_position_embeddings)?,
@@ -160,7 +169,11 @@ fn windows(kind: &str, value: &Value, raw: &Raw, layers: usize) -> Result<Vec<Op
         "mistral" if value.get("sliding_window").is_none() => Some(4096),
         "mistral" => raw.sliding_window,
         "qwen2" if raw.use_sliding_window == Some(true) => {
-            if value.get("sliding_window").is_none() { Some(4096) } else { raw.sliding_window }
+            if value.get("sliding_window").is_none() {
+                Some(4096)
+            } else {
+                raw.sliding_window
+            }
         }
         _ => None,
     };
@@ -183,7 +196,11 @@ fn windows(kind: &str, value: &Value, raw: &Raw, layers: usize) -> Result<Vec<Op
             })
             .collect();
     }
-    let first = if kind == "qwen2" { raw.max_window_layers.unwrap_or(28) } else { 0 };
+    let first = if kind == "qwen2" {
+        raw.max_window_layers.unwrap_or(28)
+    } else {
+        0
+    };
     Ok((0..layers).map(|i| window.filter(|_| i >= first)).collect())
 }
 
@@ -191,7 +208,9 @@ fn within(name: &str, value: usize, low: usize, high: usize) -> Result<()> {
     if (low..=high).contains(&value) {
         return Ok(());
     }
-    Err(fault(format!("`{name}` is {value}; it lies between {low} and {high}")))
+    Err(fault(format!(
+        "`{name}` is {value}; it lies between {low} and {high}"
+    )))
 }
 
 fn fault(message: String) -> Error {

@@ -32,7 +32,12 @@ impl DecoderLayer {
         let head_dim = config.head_dim;
         let (attention, mlp) = (scope.at("self_attn"), scope.at("mlp"));
         let qkv = |name: &str, heads: usize| {
-            Linear::load(&attention.at(name), hidden, heads * head_dim, config.qkv_bias)
+            Linear::load(
+                &attention.at(name),
+                hidden,
+                heads * head_dim,
+                config.qkv_bias,
+            )
         };
         let norm = |name: &str| RmsNorm::load(&scope.at(name), hidden, config.rms_norm_eps);
         let feed = |name: &str, from: usize, to: usize| {

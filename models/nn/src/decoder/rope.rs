@@ -74,7 +74,9 @@ impl Rope {
     pub fn from_config(config: &Value, head_dim: usize, max_positions: usize) -> Result<Self> {
         let empty = Value::Null;
         let given = |key: &str| config.get(key).filter(|v| !v.is_null());
-        let parameters = given("rope_parameters").or(given("rope_scaling")).unwrap_or(&empty);
+        let parameters = given("rope_parameters")
+            .or(given("rope_scaling"))
+            .unwrap_or(&empty);
         let number = |key: &str| match parameters.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => value
@@ -118,7 +120,13 @@ impl Rope {
             },
             "yarn" => {
                 let factor = number("factor")?.unwrap_or(max_positions as f64 / original);
-                let mscale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
+                let mscale = |m: f64| {
+                    if factor <= 1.0 {
+                        1.0
+                    } else {
+                        0.1 * m * factor.ln() + 1.0
+                    }
+                };
                 let attention_factor = match (
                     number("attention_factor")?,
                     number("mscale")?,
@@ -164,7 +172,9 @@ impl Rope {
     pub fn tables(&self, layout: &BatchLayout, device: &Device) -> (Tensor<2>, Tensor<2>) {
         let half = self.head_dim / 2;
         let scale = match self.scaling {
-            RopeScaling::Yarn { attention_factor, .. } => attention_factor as f32,
+            RopeScaling::Yarn {
+                attention_factor, ..
+            } => attention_factor as f32,
             _ => 1.0,
         };
         let mut cos = Vec::with_capacity(layout.tokens() * half);
@@ -192,7 +202,10 @@ impl Rope {
             }
         }
         let place = |v: Vec<f32>| {
-            Tensor::from_data(TensorData::new(v, [layout.tokens(), half]), (device, DType::F32))
+            Tensor::from_data(
+                TensorData::new(v, [layout.tokens(), half]),
+                (device, DType::F32),
+            )
         };
         (place(cos), place(sin))
     }
@@ -240,8 +253,9 @@ impl Rope {
                 ..
             } => {
                 let dim = self.head_dim as f64;
-                let correction =
-                    |rotations: f64| dim * (original / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln());
+                let correction = |rotations: f64| {
+                    dim * (original / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln())
+                };
                 let (mut low, mut high) = (correction(beta_fast), correction(beta_slow));
                 if truncate {
                     (low, high) = (low.floor(), high.ceil());

@@ -80,10 +80,18 @@ impl TowerConfig {
         };
         let siglip = kind == TowerKind::Siglip;
         let or = |given: Option<usize>, unnamed: usize, named_default: usize| {
-            given.unwrap_or(if named.is_none() { unnamed } else { named_default })
+            given.unwrap_or(if named.is_none() {
+                unnamed
+            } else {
+                named_default
+            })
         };
         let act = raw.hidden_act.as_deref();
-        let act = act.unwrap_or(if siglip { "gelu_pytorch_tanh" } else { "quick_gelu" });
+        let act = act.unwrap_or(if siglip {
+            "gelu_pytorch_tanh"
+        } else {
+            "quick_gelu"
+        });
         let config = Self {
             kind,
             hidden_size: or(raw.hidden_size, 1024, 768),
@@ -93,8 +101,9 @@ impl TowerConfig {
             num_channels: raw.num_channels.unwrap_or(3),
             image_size: or(raw.image_size, 336, 224),
             patch_size: or(raw.patch_size, 14, if siglip { 16 } else { 32 }),
-            hidden_act: Activation::from_name(act)
-                .ok_or_else(|| Error::unsupported(format!("the vision tower's `hidden_act` {act}")))?,
+            hidden_act: Activation::from_name(act).ok_or_else(|| {
+                Error::unsupported(format!("the vision tower's `hidden_act` {act}"))
+            })?,
             layer_norm_eps: raw
                 .layer_norm_eps
                 .unwrap_or(if siglip { 1e-6 } else { 1e-5 }),
@@ -114,7 +123,12 @@ impl TowerConfig {
     }
 
     fn check(&self) -> Result<()> {
-        let fault = |m: String| Err(Error::checkpoint("config.json", format!("`vision_config`: {m}")));
+        let fault = |m: String| {
+            Err(Error::checkpoint(
+                "config.json",
+                format!("`vision_config`: {m}"),
+            ))
+        };
         for (name, value, most) in [
             ("hidden_size", self.hidden_size, 1 << 20),
             ("intermediate_size", self.intermediate_size, 1 << 24),
@@ -134,7 +148,9 @@ impl TowerConfig {
             ));
         }
         if self.num_channels != 3 {
-            return Err(Error::unsupported("a vision tower of other than 3 channels"));
+            return Err(Error::unsupported(
+                "a vision tower of other than 3 channels",
+            ));
         }
         if !(0.0..1.0).contains(&self.layer_norm_eps) {
             return fault(format!("`layer_norm_eps` is {}", self.layer_norm_eps));
@@ -167,14 +183,20 @@ impl FeatureSelection {
         let layers = given
             .iter()
             .map(|i| {
-                let index = if *i < 0 { states.saturating_add(*i) } else { *i };
+                let index = if *i < 0 {
+                    states.saturating_add(*i)
+                } else {
+                    *i
+                };
                 usize::try_from(index)
                     .ok()
                     .filter(|_| index < states)
                     .ok_or_else(|| {
                         Error::checkpoint(
                             "config.json",
-                            format!("`vision_feature_layer` {i}: the tower has {states} hidden states"),
+                            format!(
+                                "`vision_feature_layer` {i}: the tower has {states} hidden states"
+                            ),
                         )
                     })
             })

@@ -32,7 +32,11 @@ impl VisionTower {
     ///
     /// # Errors
     /// [`Error::Tensor`] for a missing or wrong-shaped tensor.
-    pub fn load(config: TowerConfig, selection: FeatureSelection, scope: &Scope<'_>) -> Result<Self> {
+    pub fn load(
+        config: TowerConfig,
+        selection: FeatureSelection,
+        scope: &Scope<'_>,
+    ) -> Result<Self> {
         let (width, clip) = (config.hidden_size, config.kind == TowerKind::Clip);
         let embeddings = scope.at("embeddings");
         let patch = embeddings.at("patch_embedding");
@@ -88,15 +92,19 @@ impl VisionTower {
     /// with the selection's tokens and width.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] when the pixels have another size: the processor's configuration and
+    /// [`Error::Checkpoint`] when the pixels have another size: the processor's configuration and
     /// the tower's do not fit.
     pub fn features(&self, shape: [usize; 4], pixels: &[f32]) -> Result<Tensor<3>> {
         let [pictures, channels, height, width] = shape;
         let side = self.config.image_size;
         if [channels, height, width] != [self.config.num_channels, side, side] {
-            return Err(Error::invalid(format!(
-                "the processor makes pictures of {width}x{height}, the vision tower takes {side}x{side}"
-            )));
+            return Err(Error::checkpoint(
+                "preprocessor_config.json",
+                format!(
+                    "the processor makes pictures of {width}x{height}, the vision tower takes \
+                     {side}x{side}"
+                ),
+            ));
         }
         let (tokens, width) = (self.config.tokens(), self.config.hidden_size);
         let mut states: Vec<Option<Tensor<2>>> = vec![None; self.layers.len() + 1];
@@ -118,9 +126,11 @@ impl VisionTower {
             .iter()
             .filter_map(|i| states.get(*i).cloned().flatten())
             .map(|state| {
-                state
-                    .reshape([pictures, tokens, width])
-                    .slice([0..pictures, first..tokens, 0..width])
+                state.reshape([pictures, tokens, width]).slice([
+                    0..pictures,
+                    first..tokens,
+                    0..width,
+                ])
             })
             .collect();
         Ok(Tensor::cat(parts, 2))
