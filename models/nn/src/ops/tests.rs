@@ -504,6 +504,26 @@ fn a_write_goes_to_its_slots_in_place() {
     }
 }
 
+/// More rows than one pass takes, several passes over K, and tasks for any number of threads.
+#[test]
+fn threads_change_nothing() {
+    let (x, weight) = (random(30, [800, 1100]), random(31, [150, 1100]));
+    let q = random(32, [2, 300, 6, 40]);
+    let kv = random(33, [2, 300, 2, 40]);
+    let on = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        pool.expect("threads").install(|| {
+            let out = linear(x.clone(), weight.clone(), None);
+            let attended = attention(q.clone(), kv.clone(), kv.clone(), 0.2);
+            (bits(out), bits(attended))
+        })
+    };
+    let alone = on(1);
+    assert!(alone == on(2) && alone == on(3));
+    let few = linear(x.clone().narrow(0, 766, 4), weight.clone(), None);
+    assert_eq!(alone.0[766 * 150..][..4 * 150], bits(few));
+}
+
 #[test]
 fn nothing_gives_nothing() {
     let x = random(0, [0, 8]);

@@ -9,9 +9,10 @@
 use super::{
     element::Element,
     math,
-    simd::{self, Isa, Kernel, LANES, Lanes},
+    simd::{self, Isa, Kernel, LANES, Lanes, Level},
 };
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Keys of a tile.
 const TILE: usize = 64;
@@ -56,6 +57,16 @@ pub(super) fn attention<'a, E: Element>(
     sequences: &[Sequence<'a>],
     out: &'a mut [f32],
 ) {
+    attention_at(simd::best(), op, sequences, out);
+}
+
+/// [`attention`] on one instruction set.
+pub(super) fn attention_at<'a, E: Element>(
+    level: Level,
+    op: Attention<'a, E>,
+    sequences: &[Sequence<'a>],
+    out: &'a mut [f32],
+) {
     let group = op.heads / op.kv_heads;
     let mut parts = out.chunks_exact_mut(group * op.head_dim);
     let mut tasks = Vec::new();
@@ -84,9 +95,11 @@ pub(super) fn attention<'a, E: Element>(
         row += sequence.queries;
     }
     if tasks.len() == 1 || rayon::current_num_threads() == 1 {
-        tasks.into_iter().for_each(simd::run);
+        tasks.into_iter().for_each(|task| simd::run_at(level, task));
     } else {
-        tasks.into_par_iter().for_each(simd::run);
+        tasks
+            .into_par_iter()
+            .for_each(|task| simd::run_at(level, task));
     }
 }
 
@@ -137,7 +150,7 @@ impl<E: Element> Kernel for Task<'_, E> {
         let begin = self.seen(0).0;
         let end = self.seen(self.out.len() - 1).1;
         for base in (begin / TILE * TILE..end).step_by(TILE) {
-            tile.load(&self, begin.max(base)..end.min(base + TILE), base);
+            tile.load::<I, E>(&self, begin.max(base)..end.min(base + TILE), base);
             let mut row = 0;
             while row < rows {
                 let span = (row, base);
@@ -263,27 +276,51 @@ struct Tile {
 }
 
 impl Tile {
-    /// Loads some positions of the tile that starts at `base`. What is not loaded is stale, and is
-    /// never added to anything.
+    /// Loads some positions of the tile that starts at `base`. What is not loaded is stale or
+    /// zero, and is never added to anything.
     #[inline(always)]
-    fn load<E: Element>(&mut self, task: &Task<'_, E>, range: std::ops::Range<usize>, base: usize) {
+    fn load<I: Isa, E: Element>(&mut self, task: &Task<'_, E>, range: Range<usize>, base: usize) {
         let op = &task.op;
         let dim = op.head_dim;
         let width = dim.div_ceil(LANES);
-        let values = self.values.as_flattened_mut();
-        for position in range {
+        let mut at = [0; TILE];
+        for position in range.clone() {
             let block = task.blocks[position / op.block_size] as usize;
             let slot = block * op.block_size + position % op.block_size;
-            let at = (slot * op.kv_heads + task.kv_head) * dim;
-            let j = position - base;
-            let (g, l) = (j / LANES, j % LANES);
-            for (element, key) in self.keys.iter_mut().zip(&op.keys[at..][..dim]) {
-                element[g][l] = key.widen();
+            at[position - base] = (slot * op.kv_heads + task.kv_head) * dim;
+        }
+        let (low, high) = (range.start - base, range.end - base);
+        for (j, at) in at.iter().enumerate().take(high).skip(low) {
+            let value = &op.values[*at..][..dim];
+            for c in 0..width {
+                self.values[j * width + c] = lanes::<I, E>(value, c);
             }
-            let row = &mut values[j * width * LANES..][..dim];
-            for (to, from) in row.iter_mut().zip(&op.values[at..][..dim]) {
-                *to = from.widen();
+        }
+        for g in low / LANES..high.div_ceil(LANES) {
+            for c in 0..width {
+                let mut rows = [[0.0; LANES]; LANES];
+                for j in low.max(g * LANES)..high.min(g * LANES + LANES) {
+                    rows[j % LANES] = lanes::<I, E>(&op.keys[at[j]..][..dim], c);
+                }
+                simd::transpose(&mut rows);
+                for (element, row) in self.keys[c * LANES..].iter_mut().zip(&rows) {
+                    element[g] = *row;
+                }
             }
+        }
+    }
+}
+
+/// Lanes `c` of a row, zero beyond its end.
+#[inline(always)]
+fn lanes<I: Isa, E: Element>(row: &[E], c: usize) -> Lanes {
+    let part = &row[c * LANES..];
+    match part.first_chunk() {
+        Some(whole) => E::widen_lanes::<I>(whole),
+        None => {
+            let mut stored = [E::narrow(0.0); LANES];
+            stored[..part.len()].copy_from_slice(part);
+            E::widen_lanes::<I>(&stored)
         }
     }
 }
@@ -298,11 +335,9 @@ fn scores<I: Isa, const M: usize>(q: [&[f32]; M], keys: &[Row], out: &mut [Row; 
     let mut acc = [[[0.0; LANES]; GROUPS]; M];
     for (e, key) in keys.iter().enumerate() {
         for r in 0..M {
-            let q = queries[r][e];
+            let q = [queries[r][e]; LANES];
             for g in 0..GROUPS {
-                for l in 0..LANES {
-                    acc[r][g][l] = I::mul_add(q, key[g][l], acc[r][g][l]);
-                }
+                simd::fma::<I>(&mut acc[r][g], &q, &key[g]);
             }
         }
     }
@@ -335,10 +370,8 @@ fn softmax<I: Isa>(
             };
         }
     }
-    let mut max = state.max;
-    for m in maxima {
-        max = if m > max { m } else { max };
-    }
+    let max = simd::max(maxima);
+    let max = simd::greater(max, state.max);
     let rescale = math::exp::<I>(state.max - max);
     let mut sums = [0.0; LANES];
     for scores in row {
@@ -390,11 +423,9 @@ fn add_lanes<I: Isa, const M: usize, const N: usize>(
     for j in low..high {
         let value: &[Lanes] = &tile.values[j * width + c..][..N];
         for r in 0..M {
-            let weight = weights[r].as_flattened()[j];
+            let weight = [weights[r].as_flattened()[j]; LANES];
             for n in 0..N {
-                for l in 0..LANES {
-                    sums[r][n][l] = I::mul_add(weight, value[n][l], sums[r][n][l]);
-                }
+                simd::fma::<I>(&mut sums[r][n], &weight, &value[n]);
             }
         }
     }

@@ -1,10 +1,11 @@
 //! What the kernels are built from: instruction sets, stored types, polynomials.
 
 use super::{
+    attention::{Attention, Sequence, attention_at},
     element::Element,
-    gemm::{Linear, Panel},
+    gemm::{Linear, linear_at},
     math,
-    simd::{Isa, Kernel, Level, run_at},
+    simd::{self, Isa, Kernel, LANES, Level, run_at},
 };
 use half::{bf16, f16};
 
@@ -16,7 +17,7 @@ fn numbers(n: usize, step: f32) -> Vec<f32> {
 /// The same sums on every instruction set: but for the fused rounding, in the same order.
 #[test]
 fn every_instruction_set_gives_the_same() {
-    for (m, n, k) in [(1, 7, 33), (5, 9, 64), (101, 37, 1050)] {
+    for (m, n, k) in [(1, 7, 33), (5, 9, 64), (101, 37, 1050), (16, 70, 40)] {
         let x = numbers(m * k, 0.37);
         let weight: Vec<bf16> = numbers(n * k, 0.71)
             .into_iter()
@@ -33,8 +34,7 @@ fn every_instruction_set_gives_the_same() {
                     k,
                     n,
                 };
-                let rows = out.chunks_mut(n).collect();
-                run_at(level, Panel { op, first: 0, rows });
+                linear_at(level, op, &mut out);
                 out
             })
             .collect();
@@ -59,18 +59,103 @@ fn every_instruction_set_gives_the_same() {
     }
 }
 
+/// The same for attention, but for the exponential's last bits.
+#[test]
+fn every_instruction_set_attends_the_same() {
+    let (tokens, heads, head_dim) = (150, 3, 37);
+    let q = numbers(tokens * heads * head_dim, 0.37);
+    let keys: Vec<f16> = numbers(tokens * head_dim, 0.71)
+        .into_iter()
+        .map(f16::from_f32)
+        .collect();
+    let results: Vec<Vec<f32>> = Level::available()
+        .into_iter()
+        .map(|level| {
+            let mut out = vec![0.0; q.len()];
+            let op = Attention {
+                q: &q,
+                keys: &keys,
+                values: &keys,
+                heads,
+                kv_heads: 1,
+                head_dim,
+                block_size: 10,
+                scale: 0.2,
+                causal: true,
+                window: Some(99),
+            };
+            let blocks: Vec<u32> = (0..15).rev().collect();
+            let sequence = Sequence {
+                queries: tokens,
+                context: tokens,
+                blocks: &blocks,
+            };
+            attention_at(level, op, &[sequence], &mut out);
+            out
+        })
+        .collect();
+    for result in &results[1..] {
+        for (a, b) in result.iter().zip(&results[0]) {
+            assert!((a - b).abs() < 1e-5, "{a} is not {b}");
+        }
+        assert!(
+            result == results.last().expect("results"),
+            "AVX2 and AVX-512 agree"
+        );
+    }
+}
+
+/// Widens all numbers of a type.
+struct Widen<'a, E> {
+    stored: &'a [E],
+    out: &'a mut [f32],
+}
+
+impl<E: Element> Kernel for Widen<'_, E> {
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        let (stored, _) = self.stored.as_chunks::<LANES>();
+        let (out, _) = self.out.as_chunks_mut::<LANES>();
+        for (stored, out) in stored.iter().zip(out) {
+            *out = E::widen_lanes::<I>(stored);
+        }
+    }
+}
+
 #[test]
 fn widening_is_exact() {
-    for bits in 0..=u16::MAX {
-        let stored = f16::from_bits(bits);
-        assert_eq!(stored.widen().is_nan(), stored.is_nan());
-        if !stored.is_nan() {
-            assert_eq!(stored.widen().to_bits(), f32::from(stored).to_bits());
+    fn check<E: Element + Into<f32>>(all: Vec<E>) {
+        for level in Level::available() {
+            let mut out = vec![0.0; all.len()];
+            run_at(
+                level,
+                Widen {
+                    stored: &all,
+                    out: &mut out,
+                },
+            );
+            for (stored, out) in all.iter().zip(out) {
+                let value: f32 = (*stored).into();
+                assert!(out.to_bits() == value.to_bits() || out.is_nan() && value.is_nan());
+                let value = stored.widen();
+                assert!(out.to_bits() == value.to_bits() || out.is_nan() && value.is_nan());
+            }
         }
-        let stored = bf16::from_bits(bits);
-        assert_eq!(stored.widen().is_nan(), stored.is_nan());
-        if !stored.is_nan() {
-            assert_eq!(stored.widen().to_bits(), f32::from(stored).to_bits());
+    }
+    check((0..=u16::MAX).map(f16::from_bits).collect());
+    check((0..=u16::MAX).map(bf16::from_bits).collect());
+}
+
+#[test]
+fn transposing_exchanges_rows_and_columns() {
+    let mut rows = [[0.0; LANES]; LANES];
+    for (i, v) in rows.as_flattened_mut().iter_mut().enumerate() {
+        *v = i as f32;
+    }
+    simd::transpose(&mut rows);
+    for (i, row) in rows.iter().enumerate() {
+        for (j, v) in row.iter().enumerate() {
+            assert_eq!(*v, (j * LANES + i) as f32);
         }
     }
 }
