@@ -3,7 +3,19 @@
 //!
 //! `xtask/python/fixtures.py` wrote what the tests compare with, from transformers and Pillow.
 
+// A crate that nothing names is not linked.
+use {kiln_llava as _, kiln_llava_next as _, kiln_text as _};
+
 mod anyres;
+mod broken;
+mod engine_runs;
+mod hostile_configs;
 mod hostile_images;
+mod hostile_requests;
+mod hostile_weights;
+mod law;
+mod nan;
+mod parity;
 mod pixels;
+mod runs;
 mod support;
