@@ -18,8 +18,11 @@ use std::ops::Range;
 const TILE: usize = 64;
 /// Lanes of a tile.
 const GROUPS: usize = TILE / LANES;
-/// Query rows of one task, at most about: what a packed tile of keys and values is shared by.
+/// Query rows of one KV head in a task, at most about: what a loaded tile is shared by.
 const TASK_ROWS: usize = 256;
+/// Query rows of one KV head below which a task takes several heads: loading tiles is most of its
+/// work then, and what neighbouring heads load lies side by side.
+const FEW_ROWS: usize = 16;
 
 /// Queries, and the cache they attend to.
 #[derive(Clone, Copy)]
@@ -51,7 +54,7 @@ pub(super) struct Sequence<'a> {
     pub(super) blocks: &'a [u32],
 }
 
-/// Computes `out`: `[tokens, heads, head_dim]`, one task for each KV head of a range of tokens.
+/// Computes `out`: `[tokens, heads, head_dim]`, one task for some KV heads of a range of tokens.
 pub(super) fn attention<'a, E: Element>(
     op: Attention<'a, E>,
     sequences: &[Sequence<'a>],
@@ -68,7 +71,8 @@ pub(super) fn attention_at<'a, E: Element>(
     out: &'a mut [f32],
 ) {
     let group = op.heads / op.kv_heads;
-    let mut parts = out.chunks_exact_mut(group * op.head_dim);
+    let threads = rayon::current_num_threads();
+    let mut tokens_out = out.chunks_exact_mut(op.heads * op.head_dim);
     let mut tasks = Vec::new();
     let mut row = 0;
     for sequence in sequences {
@@ -76,25 +80,31 @@ pub(super) fn attention_at<'a, E: Element>(
         let height = sequence.queries.div_ceil(chunks).max(1);
         for first in (0..sequence.queries).step_by(height) {
             let tokens = height.min(sequence.queries - first);
+            let heads = match tokens * group {
+                ..FEW_ROWS => op.kv_heads.div_ceil(threads),
+                _ => 1,
+            };
             let start = tasks.len();
-            tasks.extend((0..op.kv_heads).map(|kv_head| Task {
+            tasks.extend((0..op.kv_heads).step_by(heads).map(|head| Task {
                 op,
                 blocks: sequence.blocks,
-                kv_head,
+                kv_heads: head..op.kv_heads.min(head + heads),
                 first_row: row + first,
-                first_position: sequence.context - sequence.queries + first,
+                // Without a causal mask there may be more queries than keys.
+                first_position: (sequence.context + first).saturating_sub(sequence.queries),
                 context: sequence.context,
                 out: Vec::with_capacity(tokens),
             }));
-            for _ in 0..tokens {
-                for (task, part) in tasks[start..].iter_mut().zip(&mut parts) {
+            for token in tokens_out.by_ref().take(tokens) {
+                let parts = token.chunks_mut(heads * group * op.head_dim);
+                for (task, part) in tasks[start..].iter_mut().zip(parts) {
                     task.out.push(part);
                 }
             }
         }
         row += sequence.queries;
     }
-    if tasks.len() == 1 || rayon::current_num_threads() == 1 {
+    if tasks.len() == 1 || threads == 1 {
         tasks.into_iter().for_each(|task| simd::run_at(level, task));
     } else {
         tasks
@@ -103,11 +113,11 @@ pub(super) fn attention_at<'a, E: Element>(
     }
 }
 
-/// A range of tokens of one sequence, and the query heads of one KV head.
+/// A range of tokens of one sequence, and the query heads of some KV heads.
 struct Task<'a, E> {
     op: Attention<'a, E>,
     blocks: &'a [u32],
-    kv_head: usize,
+    kv_heads: Range<usize>,
     first_row: usize,
     first_position: usize,
     context: usize,
@@ -137,36 +147,42 @@ impl<E: Element> Kernel for Task<'_, E> {
             keys: vec![[[0.0; LANES]; GROUPS]; dim],
             values: vec![[0.0; LANES]; TILE * width],
         };
-        let mut acc = vec![[0.0; LANES]; rows * width];
-        let mut states = vec![
-            State {
-                max: f32::NEG_INFINITY,
-                sum: 0.0
-            };
-            rows
-        ];
+        let heads = self.kv_heads.clone();
+        let start = State {
+            max: f32::NEG_INFINITY,
+            sum: 0.0,
+        };
+        let mut states = vec![start; heads.len() * rows];
+        let mut acc = vec![[0.0; LANES]; heads.len() * rows * width];
 
         // Positions only grow with the row, and so do both ends of what a row sees.
         let begin = self.seen(0).0;
         let end = self.seen(self.out.len() - 1).1;
         for base in (begin / TILE * TILE..end).step_by(TILE) {
-            tile.load::<I, E>(&self, begin.max(base)..end.min(base + TILE), base);
-            let mut row = 0;
-            while row < rows {
-                let span = (row, base);
-                row += match rows - row {
-                    6.. if I::WIDE => self.rows::<I, 6>(span, &tile, &mut states, &mut acc),
-                    3.. if I::WIDE => self.rows::<I, 3>(span, &tile, &mut states, &mut acc),
-                    _ => self.rows::<I, 1>(span, &tile, &mut states, &mut acc),
-                };
+            let seen = begin.max(base)..end.min(base + TILE);
+            let states = states.chunks_exact_mut(rows);
+            let accs = acc.chunks_exact_mut(rows * width);
+            for ((head, states), acc) in heads.clone().zip(states).zip(accs) {
+                tile.load::<I, E>(&self, head, seen.clone(), base);
+                let mut row = 0;
+                while row < rows {
+                    let span = (head, row, base);
+                    row += match rows - row {
+                        6.. if I::WIDE => self.rows::<I, 6>(span, &tile, states, acc),
+                        4.. if I::WIDE => self.rows::<I, 4>(span, &tile, states, acc),
+                        3 if I::WIDE => self.rows::<I, 3>(span, &tile, states, acc),
+                        2 if I::WIDE => self.rows::<I, 2>(span, &tile, states, acc),
+                        _ => self.rows::<I, 1>(span, &tile, states, acc),
+                    };
+                }
             }
         }
-        for row in 0..rows {
-            let out = &mut self.out[row / group][row % group * dim..][..dim];
-            let sum = states[row].sum;
-            let acc = acc[row * width..][..width].as_flattened();
-            for (out, acc) in out.iter_mut().zip(acc) {
-                *out = acc / sum;
+        for (i, (state, acc)) in states.iter().zip(acc.chunks_exact(width)).enumerate() {
+            let (head, row) = (i / rows, i % rows);
+            let at = head * group + row % group;
+            let out = &mut self.out[row / group][at * dim..][..dim];
+            for (out, acc) in out.iter_mut().zip(acc.as_flattened()) {
+                *out = acc / state.sum;
             }
         }
     }
@@ -192,18 +208,18 @@ impl<'a, E: Element> Task<'a, E> {
     }
 
     #[inline(always)]
-    fn query(&self, row: usize) -> &'a [f32] {
+    fn query(&self, kv_head: usize, row: usize) -> &'a [f32] {
         let group = self.op.heads / self.op.kv_heads;
-        let head = self.kv_head * group + row % group;
+        let head = kv_head * group + row % group;
         let token = self.first_row + row / group;
         &self.op.q[(token * self.op.heads + head) * self.op.head_dim..][..self.op.head_dim]
     }
 
-    /// Takes `M` rows through a tile; `M`.
+    /// Takes `M` rows of a KV head through a tile; `M`.
     #[inline(always)]
     fn rows<I: Isa, const M: usize>(
         &self,
-        (row, base): (usize, usize),
+        (kv_head, row, base): (usize, usize, usize),
         tile: &Tile,
         states: &mut [State],
         acc: &mut [Lanes],
@@ -215,7 +231,7 @@ impl<'a, E: Element> Task<'a, E> {
         }
         let mut queries: [&[f32]; M] = [&[]; M];
         for (r, query) in queries.iter_mut().enumerate() {
-            *query = self.query(row + r);
+            *query = self.query(kv_head, row + r);
         }
         let mut weights = [[[0.0; LANES]; GROUPS]; M];
         scores::<I, M>(queries, &tile.keys, &mut weights);
@@ -276,10 +292,16 @@ struct Tile {
 }
 
 impl Tile {
-    /// Loads some positions of the tile that starts at `base`. What is not loaded is stale or
+    /// Loads some positions of a KV head, of the tile that starts at `base`. What is not loaded is stale or
     /// zero, and is never added to anything.
     #[inline(always)]
-    fn load<I: Isa, E: Element>(&mut self, task: &Task<'_, E>, range: Range<usize>, base: usize) {
+    fn load<I: Isa, E: Element>(
+        &mut self,
+        task: &Task<'_, E>,
+        kv_head: usize,
+        range: Range<usize>,
+        base: usize,
+    ) {
         let op = &task.op;
         let dim = op.head_dim;
         let width = dim.div_ceil(LANES);
@@ -287,7 +309,7 @@ impl Tile {
         for position in range.clone() {
             let block = task.blocks[position / op.block_size] as usize;
             let slot = block * op.block_size + position % op.block_size;
-            at[position - base] = (slot * op.kv_heads + task.kv_head) * dim;
+            at[position - base] = (slot * op.kv_heads + kv_head) * dim;
         }
         let (low, high) = (range.start - base, range.end - base);
         for (j, at) in at.iter().enumerate().take(high).skip(low) {
