@@ -17,5 +17,6 @@ mod law;
 mod nan;
 mod parity;
 mod pixels;
+mod profiling;
 mod runs;
 mod support;
