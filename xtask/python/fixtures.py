@@ -13,7 +13,8 @@
         computes the keys of a `kiln trace --raw-prompt --ignore-eos` file with transformers and
         prints the largest relative error of each; exit code 1 when one is out of tolerance.
 
-Everything is seeded: the same pinned packages (requirements.txt) write the same bytes.
+Everything is seeded. The same pinned packages (requirements.txt) write the same pixels, weights and
+greedy tokens everywhere; floats that torch computes differ in their last bits between processors.
 """
 
 import argparse

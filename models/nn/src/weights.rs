@@ -55,7 +55,8 @@ impl<'a> Weights<'a> {
     pub fn open(ctx: &LoadContext<'a>, renames: &[Rename]) -> Result<Self> {
         let mut entries = BTreeMap::new();
         for (file, bytes, listed) in files(ctx.files)? {
-            let fault = |e: &dyn Display| Error::checkpoint(&file, format!("not a safetensors file: {e}"));
+            let fault =
+                |e: &dyn Display| Error::checkpoint(&file, format!("not a safetensors file: {e}"));
             let parsed = SafeTensors::deserialize(&bytes).map_err(|e| fault(&e))?;
             if let Some(listed) = &listed {
                 let present: BTreeSet<&str> = parsed.names().into_iter().collect();
@@ -144,12 +145,18 @@ impl<'a> Weights<'a> {
 
     fn take(&self, name: &str, shape: &[usize], keep: bool) -> Result<(TensorData, DType)> {
         let entry = self.entries.get(name).ok_or_else(|| {
-            Error::tensor(name, "missing: the checkpoint is incomplete or of another model")
+            Error::tensor(
+                name,
+                "missing: the checkpoint is incomplete or of another model",
+            )
         })?;
         if entry.shape != shape {
             return Err(Error::tensor(
                 &entry.stored,
-                format!("has shape {:?}, config.json asks for {shape:?}", entry.shape),
+                format!(
+                    "has shape {:?}, config.json asks for {shape:?}",
+                    entry.shape
+                ),
             ));
         }
         let stored = match entry.dtype {
@@ -170,7 +177,11 @@ impl<'a> Weights<'a> {
             WeightDType::BF16 => DType::BF16,
             WeightDType::F16 => DType::F16,
         };
-        let data = TensorData::from_bytes(aligned(&entry.data, stored), Shape::from(shape.to_vec()), stored);
+        let data = TensorData::from_bytes(
+            aligned(&entry.data, stored),
+            Shape::from(shape.to_vec()),
+            stored,
+        );
         let mut used = self.used.borrow_mut();
         used.bytes += shape.iter().product::<usize>() * wanted.size();
         used.names.insert(name.to_owned());
