@@ -15,6 +15,10 @@ macro_rules! models {
             feature: $feature,
             architectures: &[$($architecture),+],
         }),+];
+
+        /// Whether each feature is on, in the same order.
+        #[cfg(test)]
+        const ON: &[bool] = &[$(cfg!(feature = $feature)),+];
     };
 }
 
@@ -48,15 +52,9 @@ mod tests {
                 "{architecture}"
             );
         }
-        let on = [
-            ("llava", cfg!(feature = "llava")),
-            ("llava-next", cfg!(feature = "llava-next")),
-            ("text", cfg!(feature = "text")),
-        ];
-        for known in KNOWN {
-            let on = on.iter().any(|(f, on)| *f == known.feature && *on);
+        for (known, on) in KNOWN.iter().zip(ON) {
             for architecture in known.architectures {
-                assert_eq!(linked.contains(architecture), on, "{architecture}");
+                assert_eq!(linked.contains(architecture), *on, "{architecture}");
             }
         }
     }

@@ -1,6 +1,8 @@
 //! What a contributor types: `cargo xtask COMMAND`. Each command runs the one script or tool that
 //! does the work; what needs Python stays out of the tests and out of CI.
 
+mod check;
+mod linked;
 mod trace_parity;
 
 use anyhow::{Context, Result, bail};
@@ -22,8 +24,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Run what CI runs: formatting, lints, docs, tests.
+    /// Run what CI runs: formatting, structure, lints, docs, tests.
     Ci,
+    /// Check the tree's structure: arrows between crates, documented modules, no architecture in
+    /// the core, lists that agree.
+    Check(check::Args),
     /// Write tests/fixtures anew with transformers (needs Python).
     Fixtures(Rest),
     /// Write the image crate's golden pictures anew with Pillow (needs Python).
@@ -65,11 +70,12 @@ fn main() -> Result<()> {
             bash.arg(".ci/run");
             bash
         }
+        Task::Check(args) => return check::run(root, args),
         Task::Fixtures(rest) => script("fixtures.py", rest, &["--out", "tests/fixtures"]),
         Task::PillowGoldens(rest) => script("pillow_goldens.py", rest, &[]),
         Task::TrainDemo(rest) => script("train_demo.py", rest, &[]),
         Task::DemoEval(rest) => {
-            let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+            let mut cargo = Command::new(cargo());
             cargo.args([
                 "run",
                 "--release",
@@ -94,6 +100,11 @@ fn main() -> Result<()> {
         bail!("{:?}: {status}", command.get_program());
     }
     Ok(())
+}
+
+/// The Cargo that runs this, or else the one on the path.
+fn cargo() -> OsString {
+    env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }
 
 /// The repository's root: one above this package.
