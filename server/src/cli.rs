@@ -49,6 +49,7 @@ pub(crate) enum Command {
 
 /// Which checkpoint, and how it is loaded.
 #[derive(Args)]
+#[command(next_help_heading = "Loading")]
 pub(crate) struct LoadArgs {
     /// Type of weights: auto (as stored), f32, bf16 or f16.
     #[arg(long, default_value = "auto", value_name = "TYPE")]
@@ -69,6 +70,7 @@ pub(crate) struct LoadArgs {
 
 /// What bounds a step and the KV cache.
 #[derive(Args)]
+#[command(next_help_heading = "Memory")]
 pub(crate) struct CacheArgs {
     /// Bytes for weights, activations and KV cache together, as in 4GiB [default: half of what is
     /// free].

@@ -18,16 +18,21 @@ pub(crate) fn checkpoint(model_dir: &Path) -> Result<Checkpoint> {
     Ok(Checkpoint::open(model_dir)?)
 }
 
+/// How long a load may take before a bar is drawn.
+const PATIENCE: Duration = Duration::from_millis(300);
+
 /// Loads a checkpoint. The bar is drawn to a terminal only, and only when it takes a while.
 pub(crate) fn load(checkpoint: &Checkpoint, options: &ModelOptions) -> Result<LoadedModel> {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
+    let bar = ProgressBar::hidden();
     if let Ok(style) = ProgressStyle::with_template("loading {wide_bar} {pos}/{len} tensors") {
         bar.set_style(style);
     }
-    bar.enable_steady_tick(Duration::from_millis(200));
     let progress = |done: usize, all: usize| {
         bar.set_length(all as u64);
         bar.set_position(done as u64);
+        if bar.is_hidden() && bar.elapsed() > PATIENCE {
+            bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
     };
     let loaded = LoadedModel::load(linked::registry()?, checkpoint, options, &progress);
     bar.finish_and_clear();

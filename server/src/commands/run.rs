@@ -49,7 +49,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     }
     let asked = Instant::now();
     let answer = show(engine.generate(request)?, args.sampling.n, asked)?;
-    eprintln!("{}", answer.figures(ready));
+    eprintln!("{}", answer.figures(ready, args.sampling.n));
     Ok(())
 }
 
@@ -104,16 +104,16 @@ fn show(events: Generation, n: usize, asked: Instant) -> Result<Answer> {
 }
 
 impl Answer {
-    fn figures(&self, ready: Duration) -> String {
+    fn figures(&self, ready: Duration, sequences: usize) -> String {
         let Usage {
             prompt_tokens,
             media_tokens,
             completion_tokens,
         } = self.usage;
         let decoding = (self.whole - self.first).as_secs_f64();
-        let rate = match completion_tokens {
-            0 | 1 => "-".to_owned(),
-            n if decoding > 0.0 => format!("{:.1}", (n - 1) as f64 / decoding),
+        // The first token of each sequence is the prompt's work, not decoding.
+        let rate = match completion_tokens.saturating_sub(sequences) {
+            n if n > 0 && decoding > 0.0 => format!("{:.1}", n as f64 / decoding),
             _ => "-".to_owned(),
         };
         let cut = if self.cut {
