@@ -74,6 +74,9 @@ fn quoted(text: &str) -> Option<String> {
 /// The file with its list.
 #[derive(Debug, Clone)]
 pub(crate) struct List {
+    lines: Vec<String>,
+    /// The line after `models! {`.
+    first: usize,
     entries: Vec<Entry>,
 }
 
@@ -90,25 +93,48 @@ impl List {
     /// # Errors
     /// When there is not exactly one list, or a line has another form: the line and the form.
     pub(crate) fn parse(text: &str) -> Result<Self> {
-        let lines: Vec<&str> = text.lines().collect();
+        let lines: Vec<String> = text.split('\n').map(str::to_owned).collect();
         let mut begins = (0..lines.len()).filter(|at| lines[*at] == BEGIN);
         let (Some(begin), None) = (begins.next(), begins.next()) else {
             bail!("wants exactly one line `{BEGIN}`");
         };
         let first = begin + 1;
-        let Some(len) = lines[first..].iter().position(|line| *line == END) else {
+        let Some(len) = lines[first..].iter().position(|line| line == END) else {
             bail!("`{BEGIN}` has no line `{END}` that ends it");
         };
         let entries = lines[first..first + len].iter();
         let entries = entries
             .map(|line| Entry::parse(line.trim()))
             .collect::<Result<_>>()?;
-        Ok(Self { entries })
+        Ok(Self {
+            lines,
+            first,
+            entries,
+        })
     }
 
     /// In the order of the file.
     pub(crate) fn entries(&self) -> &[Entry] {
         &self.entries
+    }
+
+    /// The file with one more line, where the order of features puts it.
+    pub(crate) fn with(&self, entry: &Entry) -> String {
+        let after = self.entries.iter().filter(|e| e.feature < entry.feature);
+        let mut lines = self.lines.clone();
+        lines.insert(self.first + after.count(), format!("    {entry}"));
+        lines.join("\n")
+    }
+
+    /// The file without the lines of a feature.
+    pub(crate) fn without(&self, feature: &str) -> String {
+        let own = |at: usize| {
+            let entry = at.checked_sub(self.first).and_then(|i| self.entries.get(i));
+            entry.is_some_and(|entry| entry.feature == feature)
+        };
+        let kept = self.lines.iter().enumerate().filter(|(at, _)| !own(*at));
+        let kept: Vec<_> = kept.map(|(_, line)| line.as_str()).collect();
+        kept.join("\n")
     }
 }
 
@@ -127,8 +153,24 @@ mod tests {
             list.entries()[1].architectures,
             ["DForCausalLM", "EForCausalLM"]
         );
-        for (entry, line) in list.entries().iter().zip(TEXT.lines().skip(2)) {
+        for (entry, line) in list.entries().iter().zip(&list.lines[list.first..]) {
             assert_eq!(entry.to_string(), line.trim());
+        }
+    }
+
+    #[test]
+    fn a_line_comes_and_goes() {
+        let list = List::parse(TEXT).unwrap();
+        for (feature, at) in [("a", 2), ("c", 3), ("z", 4)] {
+            let entry = Entry {
+                feature: feature.to_owned(),
+                krate: format!("kiln_{feature}"),
+                architectures: vec!["XForCausalLM".to_owned()],
+            };
+            let with = list.with(&entry);
+            assert_eq!(with.lines().nth(at).unwrap().trim(), entry.to_string());
+            let back = List::parse(&with).unwrap().without(feature);
+            assert_eq!(back, TEXT, "{feature}");
         }
     }
 

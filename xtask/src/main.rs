@@ -3,6 +3,7 @@
 
 mod check;
 mod linked;
+mod new_model;
 mod trace_parity;
 
 use anyhow::{Context, Result, bail};
@@ -29,6 +30,10 @@ enum Task {
     /// Check the tree's structure: arrows between crates, documented modules, no architecture in
     /// the core, lists that agree.
     Check(check::Args),
+    /// Scaffold a model crate that compiles, registers and passes its own test.
+    NewModel(new_model::NewArgs),
+    /// Take a scaffolded model crate out again, to the byte.
+    RemoveModel(new_model::RemoveArgs),
     /// Write tests/fixtures anew with transformers (needs Python).
     Fixtures(Rest),
     /// Write the image crate's golden pictures anew with Pillow (needs Python).
@@ -71,6 +76,8 @@ fn main() -> Result<()> {
             bash
         }
         Task::Check(args) => return check::run(root, args),
+        Task::NewModel(args) => return new_model::create(root, args),
+        Task::RemoveModel(args) => return new_model::remove(root, args),
         Task::Fixtures(rest) => script("fixtures.py", rest, &["--out", "tests/fixtures"]),
         Task::PillowGoldens(rest) => script("pillow_goldens.py", rest, &[]),
         Task::TrainDemo(rest) => script("train_demo.py", rest, &[]),

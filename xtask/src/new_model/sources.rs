@@ -1,0 +1,221 @@
+//! The files of a new crate: those of the crate it is like, under the new names, and a test with a
+//! tiny checkpoint. What compiles today is what is scaffolded; there is no copy that could rot.
+
+use super::name::Name;
+use super::{Like, manifest};
+use anyhow::{Context, Result, bail, ensure};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use toml_edit::{DocumentMut, Item, Table, value};
+
+const CHECKPOINT: &str = include_str!("../../templates/tiny/checkpoint.rs");
+const IMAGE: &str = include_str!("../../templates/tiny/image.rs");
+const TEXT: &str = include_str!("../../templates/tiny/text.rs");
+/// Put behind either test where the workspace has the conformance kit.
+const KIT_TEST: &str = include_str!("../../templates/tiny/kit.rs.in");
+const KIT: &str = "kiln-conformance";
+/// What the tiny test needs beside the crate.
+const DEV: [&str; 5] = [
+    "kiln-engine",
+    "kiln-registry",
+    "safetensors",
+    "serde_json",
+    "tempfile",
+];
+const REGISTRATION: &str = "ModelEntry::new::<";
+const SECTIONS: [&str; 5] = [
+    "# Architecture",
+    "# Inputs",
+    "# Token layout",
+    "# Weights",
+    "# Source",
+];
+
+/// Texts by path in the crate's folder.
+///
+/// # Errors
+/// When the crate it is like has another form than this expects.
+pub(super) fn files(root: &Path, name: &Name, like: Like) -> Result<BTreeMap<String, String>> {
+    let folder = root.join("models").join(like.folder());
+    let mut files = BTreeMap::new();
+    walk(&folder.join("src"), "src/", &mut files)?;
+    let lib = files
+        .get("src/lib.rs")
+        .with_context(|| format!("models/{}/src/lib.rs is not there", like.folder()))?;
+    let (old, from) = (registered(lib)?, like.folder());
+    let lib = submit(lib, &name.architecture)?;
+    files.insert("src/lib.rs".to_owned(), docs(&lib, name, from)?);
+    for text in files.values_mut() {
+        *text = renamed(text, &old, name, from);
+    }
+    let cargo = fs::read_to_string(folder.join("Cargo.toml"))
+        .with_context(|| format!("models/{from}/Cargo.toml"))?;
+    let kit = has_kit(root)?;
+    files.insert("Cargo.toml".to_owned(), package(&cargo, name, kit)?);
+    let test = if like == Like::Text { TEXT } else { IMAGE };
+    let test = words(test, "kiln_model", &name.krate());
+    let test = test.replacen("//! kiln-model", &format!("//! {}", name.package()), 1);
+    let test = if kit { test + KIT_TEST } else { test };
+    files.insert("tests/tiny/main.rs".to_owned(), test);
+    files.insert("tests/tiny/checkpoint.rs".to_owned(), CHECKPOINT.to_owned());
+    Ok(files)
+}
+
+/// Whether the workspace's manifest knows the conformance kit.
+fn has_kit(root: &Path) -> Result<bool> {
+    let text = fs::read_to_string(root.join("Cargo.toml")).context("Cargo.toml")?;
+    let mut document: DocumentMut = text.parse().context("Cargo.toml")?;
+    let dependencies = manifest::table(&mut document, &["workspace", "dependencies"])?;
+    Ok(dependencies.contains_key(KIT))
+}
+
+fn walk(folder: &Path, prefix: &str, files: &mut BTreeMap<String, String>) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if path.is_dir() {
+            walk(&path, &format!("{prefix}{name}/"), files)?;
+        } else {
+            let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+            files.insert(format!("{prefix}{name}"), text);
+        }
+    }
+    Ok(())
+}
+
+/// The type that a crate registers.
+fn registered(lib: &str) -> Result<String> {
+    let name = lib
+        .split_once(REGISTRATION)
+        .and_then(|(_, rest)| rest.split_once('>'));
+    let name = name.map(|(name, _)| name.to_owned());
+    name.with_context(|| format!("no `{REGISTRATION}..>` in the crate to start from"))
+}
+
+/// With the architecture in the registration.
+fn submit(lib: &str, architecture: &str) -> Result<String> {
+    let parts = || {
+        let at = lib.find(REGISTRATION)?;
+        let from = at + lib[at..].find("&[")? + 2;
+        let to = from + lib[from..].find(']')?;
+        Some((from, to))
+    };
+    let (from, to) = parts().context("the registration lists no architectures")?;
+    Ok(format!("{}{architecture:?}{}", &lib[..from], &lib[to..]))
+}
+
+/// With a first line and a source of its own; what the other sections say is what the code does.
+fn docs(lib: &str, name: &Name, like: &str) -> Result<String> {
+    let (docs, code): (Vec<_>, Vec<_>) = {
+        let len = lib
+            .lines()
+            .take_while(|line| line.starts_with("//!"))
+            .count();
+        (
+            lib.lines().take(len).collect(),
+            lib.lines().skip(len).collect(),
+        )
+    };
+    let mut at = vec![];
+    for section in SECTIONS {
+        let line = docs.iter().position(|line| line[3..].trim() == section);
+        at.push(line.with_context(|| {
+            format!("models/{like} has no section `//! {section}`: put it back")
+        })?);
+    }
+    if !at.is_sorted() {
+        bail!("the sections of models/{like} are not in their order");
+    }
+    let kept = &docs[at[0]..=at[SECTIONS.len() - 1]];
+    let first = format!(
+        "//! {} for Kiln, scaffolded as {like} is: say what is its own.",
+        name.camel()
+    );
+    let source = "//! The paper and the reference implementation belong here.";
+    let lines = [first.as_str(), "//!"]
+        .into_iter()
+        .chain(kept.iter().copied());
+    let lines: Vec<_> = lines.chain([source]).chain(code).collect();
+    Ok(lines.join("\n") + "\n")
+}
+
+/// The model's type and name in messages.
+fn renamed(text: &str, old: &str, name: &Name, like: &str) -> String {
+    let shown = match like {
+        "llava" => "LLaVA",
+        "llava-next" => "LLaVA-NeXT",
+        _ => return words(text, old, &name.camel()),
+    };
+    let message = format!("input by {shown}");
+    let text = text.replace(&message, &format!("input by {}", name.kebab));
+    words(&text, old, &name.camel())
+}
+
+/// Replaces an identifier, as a whole word.
+fn words(text: &str, from: &str, to: &str) -> String {
+    let part = |c: char| c.is_alphanumeric() || c == '_';
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(from) {
+        let (before, behind) = (&rest[..at], &rest[at + from.len()..]);
+        let whole = !out.ends_with(part) || !before.is_empty();
+        let whole = whole && !before.ends_with(part) && !behind.starts_with(part);
+        out.push_str(before);
+        out.push_str(if whole { to } else { from });
+        rest = behind;
+    }
+    out.push_str(rest);
+    out
+}
+
+/// The manifest of the crate it is like, under the new name, with what its test needs.
+fn package(manifest: &str, name: &Name, kit: bool) -> Result<String> {
+    let mut document: DocumentMut = manifest.parse().context("the manifest to start from")?;
+    let package = manifest::table(&mut document, &["package"])?;
+    package["name"] = value(name.package());
+    package["description"] = value(format!("{} for Kiln", name.camel()));
+    let mut kiln = Table::new();
+    kiln.set_implicit(false);
+    kiln.decor_mut().set_prefix(
+        "\n# Lets `cargo xtask remove-model` tell an untouched crate. Take the table out when the crate \
+         is yours.\n",
+    );
+    kiln.insert("scaffold", value(""));
+    let mut metadata = Table::new();
+    metadata.set_implicit(true);
+    metadata.insert("kiln", Item::Table(kiln));
+    ensure!(
+        package.insert("metadata", Item::Table(metadata)).is_none(),
+        "the manifest to start from has metadata: it is a scaffold itself"
+    );
+    let dependencies: Vec<String> = manifest::table(&mut document, &["dependencies"])?
+        .iter()
+        .map(|(key, _)| key.to_owned())
+        .collect();
+    let mut dev = Table::new();
+    dev.decor_mut().set_prefix("\n");
+    let own = |key: &&str| !dependencies.iter().any(|d| d == *key);
+    for key in kit.then_some(KIT).into_iter().chain(DEV).filter(own) {
+        let mut dependency = Table::new();
+        dependency.set_dotted(true);
+        dependency.insert("workspace", value(true));
+        dev.insert(key, Item::Table(dependency));
+    }
+    // Those of the crate it is like serve its own tests.
+    document.insert("dev-dependencies", Item::Table(dev));
+    Ok(document.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identifiers_are_replaced_as_whole_words() {
+        let text = "Llava, LlavaNext, MyLlava Llava(Llava) Llava_ kiln_Llava";
+        let expected = "X, LlavaNext, MyLlava X(X) Llava_ kiln_Llava";
+        assert_eq!(words(text, "Llava", "X"), expected);
+        assert_eq!(words("LlavaLlava", "Llava", "X"), "LlavaLlava");
+    }
+}

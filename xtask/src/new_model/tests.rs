@@ -1,0 +1,309 @@
+//! A scaffold in a copy of the files that it reads, and back.
+
+use super::*;
+use crate::linked;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// A folder of this process's own, gone when the value is.
+struct Tree(PathBuf);
+
+impl Tree {
+    /// The lists, the crates that a new one may be like, and models/nn.
+    fn new(test: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("kiln-xtask-{}-{test}", std::process::id()));
+        fs::remove_dir_all(&folder).ok();
+        for file in [
+            "Cargo.toml",
+            "README.md",
+            "rustfmt.toml",
+            "server/Cargo.toml",
+            linked::FILE,
+        ] {
+            copy(&crate::root().join(file), &folder.join(file));
+        }
+        for model in ["nn", "llava", "llava-next", "text"] {
+            let at = Path::new("models").join(model);
+            copy_all(&crate::root().join(&at), &folder.join(&at));
+        }
+        Self(folder)
+    }
+
+    fn read(&self, file: &str) -> String {
+        fs::read_to_string(self.0.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
+    }
+
+    fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut files = BTreeMap::new();
+        collect(&self.0, &mut files);
+        files
+    }
+
+    fn make(&self, name: &str, like: Like) -> Result<Made> {
+        scaffold(&self.0, name, Some(like), None)
+    }
+
+    fn error(&self, name: &str, like: Option<Like>, config: Option<&Value>) -> String {
+        let before = self.files();
+        let error = scaffold(&self.0, name, like, config).err();
+        assert!(self.files() == before, "{name}: something was left behind");
+        error
+            .unwrap_or_else(|| panic!("{name} was not refused"))
+            .to_string()
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to.parent().unwrap()).unwrap();
+    fs::copy(from, to).unwrap();
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_all(&entry.path(), &to);
+        } else {
+            copy(&entry.path(), &to);
+        }
+    }
+}
+
+fn collect(folder: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.insert(path.clone(), vec![]);
+            collect(&path, files);
+        } else {
+            let content = fs::read(&path).unwrap();
+            files.insert(path, content);
+        }
+    }
+}
+
+/// The lines that a text has and another has not.
+fn added(before: &str, after: &str) -> Vec<String> {
+    let before: Vec<_> = before.lines().collect();
+    let after = after.lines().filter(|line| !before.contains(line));
+    after.map(|line| line.trim().to_owned()).collect()
+}
+
+#[test]
+fn a_scaffold_adds_its_lines_and_takes_every_byte_back() {
+    for (name, like) in [
+        ("shiny-vl", Like::Llava),
+        // Before and behind all others.
+        ("aya", Like::LlavaNext),
+        ("zeta2", Like::Text),
+    ] {
+        let tree = Tree::new(name);
+        let before = tree.files();
+        let lists = ["Cargo.toml", "server/Cargo.toml", linked::FILE, "README.md"];
+        let texts = lists.map(|file| tree.read(file));
+        let made = tree.make(name, like).unwrap();
+        let architecture = &made.architecture;
+        let new = |at: usize| added(&texts[at], &tree.read(lists[at]));
+        assert_eq!(
+            new(0),
+            [
+                format!("\"models/{name}\","),
+                format!("kiln-{name} = {{ path = \"models/{name}\" }}")
+            ]
+        );
+        let server = new(1);
+        for line in [
+            format!("{name} = [\"dep:kiln-{name}\"]"),
+            format!("kiln-{name} = {{ workspace = true, optional = true }}"),
+        ] {
+            assert!(server.contains(&line), "{server:?}");
+        }
+        assert!(
+            server
+                .iter()
+                .any(|line| line.contains(&format!("\"kiln-{name}?/cuda\"")))
+        );
+        let krate = format!("kiln_{}", name.replace('-', "_"));
+        assert_eq!(new(2), [format!("{name:?} {krate} [{architecture:?}];")]);
+        let row = format!("| `{name}` | `{architecture}` | as `{}` |", like.folder());
+        assert_eq!(new(3), [row]);
+
+        let again = tree.make(name, like).err().unwrap().to_string();
+        assert!(again.contains("is there already"), "{again}");
+        unscaffold(&tree.0, name, false).unwrap();
+        assert!(tree.files() == before, "{name}: not the same bytes");
+    }
+}
+
+#[test]
+fn a_crate_has_its_own_names_and_documentation() {
+    let tree = Tree::new("names");
+    for (name, like, camel) in [
+        ("shiny-vl", Like::Llava, "ShinyVl"),
+        ("tile-vl", Like::LlavaNext, "TileVl"),
+        ("bare", Like::Text, "Bare"),
+    ] {
+        tree.make(name, like).unwrap();
+        let lib = tree.read(&format!("models/{name}/src/lib.rs"));
+        assert!(lib.starts_with(&format!("//! {camel} for Kiln")), "{lib}");
+        for section in [
+            "Architecture",
+            "Inputs",
+            "Token layout",
+            "Weights",
+            "Source",
+        ] {
+            assert!(lib.contains(&format!("//! # {section}\n")), "{section}");
+        }
+        assert!(lib.contains(&format!("pub struct {camel}")), "{lib}");
+        for old in [
+            "struct Llava",
+            "LlavaForConditional",
+            "LlavaNext",
+            "CausalLm ",
+            "input by LLaVA",
+        ] {
+            assert!(!lib.contains(old), "{old} in {name}");
+        }
+        let test = tree.read(&format!("models/{name}/tests/tiny/main.rs"));
+        let krate = name.replace('-', "_");
+        assert!(test.contains(&format!("use kiln_{krate} as _;")));
+        let manifest = tree.read(&format!("models/{name}/Cargo.toml"));
+        assert!(
+            manifest.contains(&format!("name = \"kiln-{name}\"")),
+            "{manifest}"
+        );
+        assert!(
+            manifest.contains("\ntempfile.workspace = true\n"),
+            "{manifest}"
+        );
+    }
+}
+
+#[test]
+fn what_is_no_name_or_is_taken_is_refused() {
+    let tree = Tree::new("refused");
+    for name in [
+        "", "Shiny", "shiny_vl", "-a", "a-", "a--b", "1st", "../x", "a b", "ä",
+    ] {
+        let error = tree.error(name, None, None);
+        assert!(error.contains("is no name"), "{name}: {error}");
+    }
+    for name in ["nn", "all-models", "cuda", "engine"] {
+        let error = tree.error(name, None, None);
+        assert!(error.contains("has a meaning"), "{name}: {error}");
+    }
+    for name in ["llava", "llava-next", "text"] {
+        let error = tree.error(name, None, None);
+        assert!(error.contains("is there already"), "{name}: {error}");
+    }
+    assert!(tree.error(&"a".repeat(41), None, None).contains("shorter"));
+}
+
+#[test]
+fn only_an_untouched_scaffold_is_removed() {
+    let tree = Tree::new("removal");
+    for name in ["llava", "llava-next", "text"] {
+        for force in [false, true] {
+            let error = unscaffold(&tree.0, name, force).unwrap_err().to_string();
+            assert!(error.contains("was not made by"), "{error}");
+        }
+    }
+    assert!(unscaffold(&tree.0, "nn", true).is_err());
+    assert!(unscaffold(&tree.0, "none", true).is_err());
+    let before = tree.files();
+    tree.make("mine", Like::Text).unwrap();
+    for edited in ["src/lib.rs", "Cargo.toml", "src/own.rs"] {
+        let path = tree.0.join("models/mine").join(edited);
+        let old = fs::read_to_string(&path).ok();
+        let text = old.clone().unwrap_or_default() + "# work\n";
+        fs::write(&path, text).unwrap();
+        let error = unscaffold(&tree.0, "mine", false).unwrap_err().to_string();
+        assert!(error.contains("--force"), "{edited}: {error}");
+        match old {
+            Some(old) => fs::write(&path, old).unwrap(),
+            None => fs::remove_file(&path).unwrap(),
+        }
+    }
+    fs::write(tree.0.join("models/mine/src/lib.rs"), "mine").unwrap();
+    unscaffold(&tree.0, "mine", true).unwrap();
+    assert!(tree.files() == before);
+}
+
+#[test]
+fn a_checkpoint_gives_the_tiny_test_its_switches() {
+    let real = json!({
+        "architectures": ["GlossForConditionalGeneration"],
+        "image_grid_pinpoints": [[384, 768], [768, 384], [2304, 384], [384, 768]],
+        "image_token_index": 151_646,
+        "model_type": "llava_next",
+        "projector_hidden_act": "relu",
+        "text_config": {
+            "hidden_size": 3584, "model_type": "qwen2", "num_attention_heads": 28,
+            "num_key_value_heads": 28, "rope_theta": 1e6, "tie_word_embeddings": true,
+        },
+        "vision_config": {
+            "hidden_size": 1152, "image_size": 384, "model_type": "siglip_vision_model",
+        },
+        "vision_feature_layer": -12,
+    });
+    let tree = Tree::new("from");
+    let made = scaffold(&tree.0, "gloss", None, Some(&real)).unwrap();
+    assert_eq!(made.architecture, "GlossForConditionalGeneration");
+    assert_eq!(made.like, "llava-next");
+    let tiny = tree.read("models/gloss/tests/tiny/config.json");
+    let tiny: Value = serde_json::from_str(&tiny).unwrap();
+    assert_eq!(
+        tiny["image_grid_pinpoints"],
+        json!([[28, 56], [56, 28], [84, 28]])
+    );
+    assert_eq!(tiny["projector_hidden_act"], "relu");
+    assert_eq!(tiny["model_type"], "gloss");
+    assert_eq!(tiny["vision_feature_layer"], -2);
+    assert_eq!(tiny["image_token_index"], 3);
+    let text = &tiny["text_config"];
+    assert_eq!(
+        (&text["model_type"], &text["rope_theta"]),
+        (&json!("qwen2"), &json!(1e6))
+    );
+    assert_eq!(
+        (&text["hidden_size"], &text["num_key_value_heads"]),
+        (&json!(32), &json!(4))
+    );
+    assert_eq!(tiny["vision_config"]["image_size"], 28);
+
+    let mut unknown = real.clone();
+    unknown["text_config"]["model_type"] = "mamba".into();
+    let error = tree.error("other", None, Some(&unknown));
+    assert!(
+        error.contains("no `mamba`") && error.contains("qwen2"),
+        "{error}"
+    );
+    let mut unknown = real.clone();
+    unknown["vision_config"]["model_type"] = "dino".into();
+    assert!(
+        tree.error("other", None, Some(&unknown))
+            .contains("no `dino`")
+    );
+    assert!(
+        tree.error("other", Some(Like::Text), Some(&real))
+            .contains("--like")
+    );
+    let mut taken = real.clone();
+    taken["architectures"] = json!(["LlavaNextForConditionalGeneration"]);
+    let error = tree.error("other", None, Some(&taken));
+    assert!(error.contains("is kiln_llava_next's"), "{error}");
+    let mut misnamed = real;
+    misnamed["architectures"] = json!(["no name\"]"]);
+    assert!(
+        tree.error("other", None, Some(&misnamed))
+            .contains("is no name")
+    );
+}
