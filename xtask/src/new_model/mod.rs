@@ -121,13 +121,14 @@ fn scaffold(
     let config = config::tiny(root, &name, like, config)?;
     let mut files = sources::files(root, &name, like)?;
     files.insert("tests/tiny/config.json".to_owned(), config);
-    let edits = Edits::read(root)?.with(&name, like)?;
-    if let Err(error) = write(&folder, &files) {
+    let before = Edits::read(root)?;
+    let after = before.with(&name, like)?;
+    if let Err(error) = write(&folder, &files).and_then(|()| after.write(root)) {
         // Half a crate helps nobody, and this one was not there before.
         fs::remove_dir_all(&folder).ok();
+        before.write(root).ok();
         return Err(error);
     }
-    edits.write(root)?;
     Ok(Made {
         package: name.package(),
         kebab: name.kebab,
