@@ -1,4 +1,5 @@
-//! A scaffold in a copy of the files that it reads, and back.
+//! A scaffold in a copy of the files that it reads, and back. The names are ones that no model has:
+//! the copies list whatever the tree has.
 
 use super::*;
 use crate::linked;
@@ -99,10 +100,10 @@ fn added(before: &str, after: &str) -> Vec<String> {
 #[test]
 fn a_scaffold_adds_its_lines_and_takes_every_byte_back() {
     for (name, like) in [
-        ("shiny-vl", Like::Llava),
+        ("made-up-vl", Like::Llava),
         // Before and behind all others.
-        ("aya", Like::LlavaNext),
-        ("zeta2", Like::Text),
+        ("a0-made-up", Like::LlavaNext),
+        ("zz-made-up2", Like::Text),
     ] {
         let tree = Tree::new(name);
         let before = tree.files();
@@ -146,9 +147,9 @@ fn a_scaffold_adds_its_lines_and_takes_every_byte_back() {
 fn a_crate_has_its_own_names_and_documentation() {
     let tree = Tree::new("names");
     for (name, like, camel) in [
-        ("shiny-vl", Like::Llava, "ShinyVl"),
-        ("tile-vl", Like::LlavaNext, "TileVl"),
-        ("bare", Like::Text, "Bare"),
+        ("made-up-vl", Like::Llava, "MadeUpVl"),
+        ("made-up-tiles", Like::LlavaNext, "MadeUpTiles"),
+        ("made-up-lm", Like::Text, "MadeUpLm"),
     ] {
         tree.make(name, like).unwrap();
         let lib = tree.read(&format!("models/{name}/src/lib.rs"));
@@ -219,28 +220,30 @@ fn only_an_untouched_scaffold_is_removed() {
     assert!(unscaffold(&tree.0, "nn", true).is_err());
     assert!(unscaffold(&tree.0, "none", true).is_err());
     let before = tree.files();
-    tree.make("mine", Like::Text).unwrap();
+    tree.make("made-up", Like::Text).unwrap();
     for edited in ["src/lib.rs", "Cargo.toml", "src/own.rs"] {
-        let path = tree.0.join("models/mine").join(edited);
+        let path = tree.0.join("models/made-up").join(edited);
         let old = fs::read_to_string(&path).ok();
         let text = old.clone().unwrap_or_default() + "# work\n";
         fs::write(&path, text).unwrap();
-        let error = unscaffold(&tree.0, "mine", false).unwrap_err().to_string();
+        let error = unscaffold(&tree.0, "made-up", false)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("--force"), "{edited}: {error}");
         match old {
             Some(old) => fs::write(&path, old).unwrap(),
             None => fs::remove_file(&path).unwrap(),
         }
     }
-    fs::write(tree.0.join("models/mine/src/lib.rs"), "mine").unwrap();
-    unscaffold(&tree.0, "mine", true).unwrap();
+    fs::write(tree.0.join("models/made-up/src/lib.rs"), "edited").unwrap();
+    unscaffold(&tree.0, "made-up", true).unwrap();
     assert!(tree.files() == before);
 }
 
 #[test]
 fn a_checkpoint_gives_the_tiny_test_its_switches() {
     let real = json!({
-        "architectures": ["GlossForConditionalGeneration"],
+        "architectures": ["MadeUpGlossForConditionalGeneration"],
         "image_grid_pinpoints": [[384, 768], [768, 384], [2304, 384], [384, 768]],
         "image_token_index": 151_646,
         "model_type": "llava_next",
@@ -255,17 +258,17 @@ fn a_checkpoint_gives_the_tiny_test_its_switches() {
         "vision_feature_layer": -12,
     });
     let tree = Tree::new("from");
-    let made = scaffold(&tree.0, "gloss", None, Some(&real)).unwrap();
-    assert_eq!(made.architecture, "GlossForConditionalGeneration");
+    let made = scaffold(&tree.0, "made-up-gloss", None, Some(&real)).unwrap();
+    assert_eq!(made.architecture, "MadeUpGlossForConditionalGeneration");
     assert_eq!(made.like, "llava-next");
-    let tiny = tree.read("models/gloss/tests/tiny/config.json");
+    let tiny = tree.read("models/made-up-gloss/tests/tiny/config.json");
     let tiny: Value = serde_json::from_str(&tiny).unwrap();
     assert_eq!(
         tiny["image_grid_pinpoints"],
         json!([[28, 56], [56, 28], [84, 28]])
     );
     assert_eq!(tiny["projector_hidden_act"], "relu");
-    assert_eq!(tiny["model_type"], "gloss");
+    assert_eq!(tiny["model_type"], "made_up_gloss");
     assert_eq!(tiny["vision_feature_layer"], -2);
     assert_eq!(tiny["image_token_index"], 3);
     let text = &tiny["text_config"];
@@ -281,7 +284,7 @@ fn a_checkpoint_gives_the_tiny_test_its_switches() {
 
     let mut unknown = real.clone();
     unknown["text_config"]["model_type"] = "mamba".into();
-    let error = tree.error("other", None, Some(&unknown));
+    let error = tree.error("made-up-other", None, Some(&unknown));
     assert!(
         error.contains("no `mamba`") && error.contains("qwen2"),
         "{error}"
@@ -289,21 +292,21 @@ fn a_checkpoint_gives_the_tiny_test_its_switches() {
     let mut unknown = real.clone();
     unknown["vision_config"]["model_type"] = "dino".into();
     assert!(
-        tree.error("other", None, Some(&unknown))
+        tree.error("made-up-other", None, Some(&unknown))
             .contains("no `dino`")
     );
     assert!(
-        tree.error("other", Some(Like::Text), Some(&real))
+        tree.error("made-up-other", Some(Like::Text), Some(&real))
             .contains("--like")
     );
     let mut taken = real.clone();
     taken["architectures"] = json!(["LlavaNextForConditionalGeneration"]);
-    let error = tree.error("other", None, Some(&taken));
+    let error = tree.error("made-up-other", None, Some(&taken));
     assert!(error.contains("is kiln_llava_next's"), "{error}");
     let mut misnamed = real;
     misnamed["architectures"] = json!(["no name\"]"]);
     assert!(
-        tree.error("other", None, Some(&misnamed))
+        tree.error("made-up-other", None, Some(&misnamed))
             .contains("is no name")
     );
 }
