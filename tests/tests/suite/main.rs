@@ -8,6 +8,7 @@ use {kiln_llava as _, kiln_llava_next as _, kiln_text as _};
 
 mod anyres;
 mod broken;
+mod conformance;
 mod engine_runs;
 mod hostile_configs;
 mod hostile_images;

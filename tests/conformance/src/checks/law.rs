@@ -1,0 +1,61 @@
+//! For every item: positions of the processor = rows of the encoder. Where they differ, dummy data
+//! and the declared maximum say which of the two is right.
+
+use super::Ran;
+use crate::report::{Piece, Problem};
+use crate::subject::Subject;
+use crate::sweep::Counted;
+
+pub(super) fn check(subject: &Subject, problems: &mut Vec<Problem>) -> Ran {
+    if !subject.has_media() {
+        return Err("a text-only model".to_owned());
+    }
+    let sweep = subject.sweep();
+    problems.extend(sweep.problems.iter().cloned());
+    for counted in sweep.counted.iter().filter(|c| c.positions != c.rows) {
+        let (piece, why) = blame(subject, counted);
+        problems.push(Problem::new(
+            piece,
+            format!(
+                "{}: the input processor makes {} positions, the encoder {} rows{why}",
+                counted.what, counted.positions, counted.rows
+            ),
+            "compute both from one function of the item's size",
+        ));
+    }
+    for counted in sweep.counted.iter().filter(|c| c.positions == 0) {
+        problems.push(Problem::new(
+            Piece::Processor,
+            format!("{} takes no position at all", counted.what),
+            "every item that is accepted takes at least one position",
+        ));
+    }
+    if sweep.counted.is_empty() && problems.is_empty() {
+        problems.push(Problem::new(
+            Piece::Mapper,
+            format!("all {} items of the sweep are refused", sweep.refused),
+            "accept what the modality's decoder gives",
+        ));
+    }
+    Ok(())
+}
+
+/// Of processor, encoder and declared maximum two agree on dummy data, mostly.
+fn blame(subject: &Subject, counted: &Counted) -> (Piece, &'static str) {
+    let most = subject
+        .entry
+        .max_tokens(&subject.context, &counted.modality);
+    let dummy = subject.dummy(&counted.modality, 1).ok();
+    let dummy = dummy.and_then(|(_, items)| subject.count("dummy data", &items).ok()?.pop());
+    match (dummy, most) {
+        (Some(d), Ok(most)) if d.rows == most && d.positions != most => (
+            Piece::Processor,
+            " (on dummy data the encoder gives the declared maximum)",
+        ),
+        (Some(d), Ok(most)) if d.positions == most && d.rows != most => (
+            Piece::Encoder,
+            " (on dummy data the processor makes the declared maximum)",
+        ),
+        _ => (Piece::Processor, " (or the encoder is wrong)"),
+    }
+}

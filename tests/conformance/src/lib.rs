@@ -1,0 +1,102 @@
+//! The conformance kit: does a model crate keep the contract of `kiln-registry`?
+//!
+//! It takes a registration and a tiny checkpoint with random weights, drives the model as the
+//! engine does, and answers with [`Finding`]s: which check failed, which piece of the crate is at
+//! fault, and the mend. It trusts nothing that the entry says about itself, since a crate under
+//! development is wrong somewhere; a panic is a finding like any other.
+//!
+//! One line in a model crate's tests:
+//!
+//! ```no_run
+//! # mod my_model { pub struct Model; }
+//! use my_model as _; // a crate that nothing names is not linked
+//! kiln_conformance::conforms!("tests/checkpoint");
+//! ```
+//!
+//! # What is checked
+//! - `registration`: limits, defaults, and what the loaded model says of itself.
+//! - `law`: positions of the input processor = rows of the encoder, for each item, over a sweep of
+//!   sizes, file modes and item counts.
+//! - `maximum`: no item of the sweep takes more rows than declared, and dummy data reaches it.
+//! - `repeat`: a prompt as text and as ids, a call once and twice: equal.
+//! - `identity`: another picture, or another shape of the same bytes, is another item to all.
+//! - `placeholders`: fewer, more and typed placeholders are the caller's errors.
+//! - `batch`: a request has the same bits alone, mixed and permuted; neighbours are not seen.
+//! - `chunks`: the same bits wherever a prompt is cut, inside an item too.
+//! - `weights`: missing, surplus, misshapen and mistyped tensors are errors that name the tensor;
+//!   a NaN is not hidden.
+//! - `engine`: the whole engine starts with it and gives the same bits however it batches.
+//!
+//! Bits are compared on the CPU, where the operators of `kiln-nn` promise them. Not checked: the
+//! profiled memory peak, because the counting allocator sees the whole process and tests run side
+//! by side; parity with a reference, which needs one.
+
+mod checks;
+mod drive;
+mod fault;
+mod pictures;
+mod report;
+mod subject;
+mod sweep;
+
+pub use report::{Finding, Piece, Report, Skipped};
+
+use kiln_registry::{Registry, Result};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use subject::Subject;
+
+/// The kit over one checkpoint.
+#[derive(Debug, Clone)]
+pub struct Suite {
+    registry: Arc<Registry>,
+    folder: PathBuf,
+}
+
+impl Suite {
+    /// Over the checkpoint in a folder; its architecture picks the entry.
+    pub fn new(registry: Registry, folder: impl AsRef<Path>) -> Self {
+        Self {
+            registry: Arc::new(registry),
+            folder: folder.as_ref().to_owned(),
+        }
+    }
+
+    /// Over a checkpoint and whatever is linked.
+    ///
+    /// # Errors
+    /// As [`Registry::collect`].
+    pub fn linked(folder: impl AsRef<Path>) -> Result<Self> {
+        Ok(Self::new(Registry::collect()?, folder))
+    }
+
+    /// Runs every check. A check that builds on one that failed is left out, so that a fault is
+    /// reported where it is and not wherever it shows.
+    pub fn run(&self) -> Report {
+        let mut report = Report::default();
+        match Subject::open(self.registry.clone(), &self.folder) {
+            Ok(subject) => checks::run_all(&subject, &mut report),
+            Err(problem) => report.add("load", vec![problem]),
+        }
+        report
+    }
+}
+
+/// A test that the linked model of a checkpoint conforms. The path is relative to the crate's
+/// `Cargo.toml`; link the model crate with `use my_model as _;`.
+#[macro_export]
+macro_rules! conforms {
+    ($folder:expr) => {
+        $crate::conforms!(conforms, $folder);
+    };
+    ($name:ident, $folder:expr) => {
+        #[test]
+        fn $name() {
+            let folder = ::std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join($folder);
+            $crate::Suite::linked(folder)
+                .unwrap_or_else(|error| panic!("{error}"))
+                .run()
+                .assert_clean();
+        }
+    };
+}
