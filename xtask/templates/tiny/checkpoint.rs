@@ -29,7 +29,7 @@ pub(crate) fn write(seed: u64) -> TempDir {
         weights.tower("model.vision_tower.", tower);
         weights.projector("model.multi_modal_projector.", &config);
         if config.get("image_grid_pinpoints").is_some() {
-            weights.add("model.image_newline", &[number(text, "hidden_size")]);
+            weights.add("image_newline", &[number(text, "hidden_size")]);
         }
     } else {
         weights.decoder("model.", &config, &config);
