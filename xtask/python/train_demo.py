@@ -7,7 +7,7 @@ alone, with auxiliary heads (what is in each cell, which character in each place
 thrown away. Stage 2 teaches everything together on the language-model loss; the heads stay
 as a help, and a second help ties what the projector says of an object to the embeddings of
 the words for it. Both stages save their state every minute, and go on from it when they
-are started again.
+are started again; the work folder belongs to one set of options.
 """
 
 import argparse
@@ -221,13 +221,14 @@ class Optimizers:
     """Muon for the matrices, AdamW for embeddings, heads and vectors."""
 
     def __init__(self, muon, adam):
-        """Each a list of (parameters, peak rate, weight decay)."""
-        def groups(specs):
-            return [{"params": list(p), "lr": lr, "base": lr, "weight_decay": decay}
-                    for p, lr, decay in specs if p]
-        self.all = [torch.optim.AdamW(groups(adam), betas=(0.9, 0.98))]
-        if muon:
-            self.all.append(torch.optim.Muon(groups(muon), adjust_lr_fn="match_rms_adamw"))
+        """Each a list of (parameters, peak rate). Only matrices decay."""
+        def groups(specs, decay):
+            return [{"params": p, "lr": lr, "base": lr, "weight_decay": decay}
+                    for p, lr in specs]
+        self.all = [
+            torch.optim.AdamW(groups(adam, 0.0), betas=(0.9, 0.98)),
+            torch.optim.Muon(groups(muon, 0.05), adjust_lr_fn="match_rms_adamw"),
+        ]
 
     def step(self, factor):
         for optimizer in self.all:
@@ -286,8 +287,7 @@ def stage1(args, scenes):
     both = torch.nn.ModuleDict({"tower": tower, "aux": aux})
     inner, rest = split(tower)
     rest += aux.parameters()
-    optimizer = Optimizers(
-        [(inner, args.lr1, 0.05)], [(rest, args.lr1, 0.0)])
+    optimizer = Optimizers([(inner, args.lr1)], [(rest, args.lr1)])
     path = os.path.join(args.work, "stage1.pt")
     step = 0
     if os.path.exists(path):
@@ -557,7 +557,8 @@ def stage2(args, scenes):
     tokenizer = Tokenizer.from_file(file)
     model = make_model(args, tokenizer.get_vocab_size())
     # Words of the residual stream's scale, so that what the layers add does not bury them.
-    torch.nn.init.normal_(model.model.language_model.embed_tokens.weight)
+    embedding = model.model.language_model.embed_tokens.weight
+    torch.nn.init.normal_(embedding)
     aux = Auxiliary(args.tower_width)
     first = torch.load(os.path.join(args.work, "stage1.pt"), weights_only=True)["model"]
     model.model.vision_tower.load_state_dict(
@@ -566,14 +567,12 @@ def stage2(args, scenes):
     both = torch.nn.ModuleDict({"model": model, "aux": aux})
     seeing, seeing_rest = split(model.model.vision_tower)
     telling, telling_rest = split(model.model.multi_modal_projector, model.model.language_model)
-    embeddings = list(model.model.language_model.embed_tokens.parameters())
-    telling_rest = [p for p in telling_rest if p is not embeddings[0]]
+    telling_rest = [p for p in telling_rest if p is not embedding]
     telling_rest += model.lm_head.parameters()
     seeing_rest += aux.parameters()
     optimizer = Optimizers(
-        [(seeing, args.lr2_tower, 0.05), (telling, args.lr2_muon, 0.05)],
-        [(seeing_rest, args.lr2_tower, 0.0), (telling_rest, args.lr2, 0.0),
-         (embeddings, args.lr2_words, 0.0)])
+        [(seeing, args.lr2_tower), (telling, args.lr2_muon)],
+        [(seeing_rest, args.lr2_tower), (telling_rest, args.lr2), ([embedding], args.lr2_words)])
     path = os.path.join(args.work, "stage2.pt")
     step = 0
     if os.path.exists(path):
@@ -602,8 +601,7 @@ def stage2(args, scenes):
         with autocast(args):
             logits, features, seen = forward(batch)
             extra, cell_right, _ = aux(features, *batch["labels"][1:])
-        table = model.model.language_model.embed_tokens.weight
-        named = words(table, seen, batch["labels"][1])
+        named = words(embedding, seen, batch["labels"][1])
         at = batch["target"] >= 0
         losses = F.cross_entropy(logits, batch["target"][at], reduction="none")
         weight = batch["weight"][at]
@@ -707,7 +705,7 @@ def main():
     add("--stage", choices=["1", "2", "export", "all"], default="all")
     add("--compile", action=argparse.BooleanOptionalAction, default=True,
         help="compile the models (needs a C++ compiler)")
-    add("--scenes", type=int, default=100_000, help="training scenes, a multiple of 1000")
+    add("--scenes", type=int, default=100_000, help=f"training scenes, a multiple of {CHUNK}")
     add("--tower-width", type=int, default=128)
     add("--tower-layers", type=int, default=4)
     add("--steps1", type=int, default=1800, help="optimizer steps of stage 1")
