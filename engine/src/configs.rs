@@ -26,15 +26,6 @@ pub fn architectures(config: &Value) -> Vec<String> {
         .unwrap_or_default()
 }
 
-/// Positions that the model was made for: `max_position_embeddings` at the top level of
-/// `config.json`, else in its `text_config`.
-pub fn max_position_embeddings(config: &Value) -> Option<usize> {
-    let of = |config: &Value| config.get("max_position_embeddings")?.as_u64();
-    of(config)
-        .or_else(|| of(config.get("text_config")?))
-        .and_then(|positions| usize::try_from(positions).ok())
-}
-
 /// The processor's configuration: `preprocessor_config.json` with `processor_config.json` laid
 /// over it, and `overrides` (the caller's processor arguments) on top.
 ///
@@ -306,11 +297,9 @@ mod tests {
     }
 
     #[test]
-    fn names_and_positions_are_found_where_they_stand() {
-        let config = json!({"architectures": ["A", 3, "B"], "text_config": {"max_position_embeddings": 512}});
+    fn names_are_found_where_they_stand() {
+        let config = json!({"architectures": ["A", 3, "B"]});
         assert_eq!(architectures(&config), ["A", "B"]);
-        assert_eq!(max_position_embeddings(&config), Some(512));
         assert!(architectures(&json!({"architectures": "A"})).is_empty());
-        assert_eq!(max_position_embeddings(&json!([])), None);
     }
 }

@@ -36,9 +36,7 @@ mod worker;
 
 pub use blocks::{BlockAllocator, BlockTable};
 pub use checkpoint::{Checkpoint, EmbeddedFiles};
-pub use configs::{
-    GenerationConfig, SamplingDefaults, architectures, max_position_embeddings, processor_config,
-};
+pub use configs::{GenerationConfig, SamplingDefaults, architectures, processor_config};
 pub use detokenize::Detokenizer;
 pub use device::open_device;
 pub use engine::{Engine, EngineOptions};
