@@ -121,13 +121,20 @@ impl InputPipeline {
     /// [`Error::is_callers_fault`] ones for what the caller sent; [`Error::PlaceholderLaw`] for a
     /// fault of the model crate.
     pub fn prepare(&self, request: &Request) -> Result<Prepared> {
-        let prepared = self.prepare_any_length(request)?;
-        self.check_length(prepared.token_ids.len(), request.sampling.max_tokens)?;
-        Ok(prepared)
+        let new = request.sampling.max_tokens;
+        self.prepare_if(request, |prompt| self.check_length(prompt, new))
     }
 
     /// The same without a bound on the prompt's length: what a trace takes.
     pub(crate) fn prepare_any_length(&self, request: &Request) -> Result<Prepared> {
+        self.prepare_if(request, |_| Ok(()))
+    }
+
+    fn prepare_if(
+        &self,
+        request: &Request,
+        fits: impl FnOnce(usize) -> Result<()>,
+    ) -> Result<Prepared> {
         request.sampling.validate(self.shape.vocab_size)?;
         self.check_counts(request.media.iter().map(|m| match m {
             MediaInput::Bytes { modality, .. } => modality.as_str(),
@@ -142,12 +149,18 @@ impl InputPipeline {
             },
             PromptInput::Tokens(ids) => Prompt::Tokens(ids.clone()),
         };
-        self.prepare_items(prompt, &items)
+        self.prepare_items(prompt, &items, fits)
     }
 
     /// The part of [`prepare`](Self::prepare) behind decoding and rendering: what dummy data goes
-    /// through, too.
-    pub(crate) fn prepare_items(&self, prompt: Prompt, items: &[MediaItem]) -> Result<Prepared> {
+    /// through, too. `fits` sees the prompt's length before any item is mapped: a prompt that is too
+    /// long costs no more than its tokens.
+    pub(crate) fn prepare_items(
+        &self,
+        prompt: Prompt,
+        items: &[MediaItem],
+        fits: impl FnOnce(usize) -> Result<()>,
+    ) -> Result<Prepared> {
         let token_ids = match prompt {
             Prompt::Tokens(ids) => ids,
             Prompt::Text {
@@ -160,6 +173,7 @@ impl InputPipeline {
             .process(&self.context, PromptInputs { token_ids, items })?;
         let order = self.check_law(&processed, items)?;
         self.check_ids(&processed)?;
+        fits(processed.token_ids.len())?;
         let items = self.pool.install(|| {
             order
                 .par_iter()

@@ -168,7 +168,7 @@ pub(crate) fn dummy_inputs(pipeline: &InputPipeline, tokens: usize) -> Result<Pr
             counts.with(m, limit.min(1))
         });
     let dummy = pipeline.entry().make_dummy_data(context, tokens, &counts)?;
-    let prepared = pipeline.prepare_items(dummy.prompt, &dummy.items)?;
+    let prepared = pipeline.prepare_items(dummy.prompt, &dummy.items, |_| Ok(()))?;
     for modality in pipeline.entry().modalities() {
         let reached = prepared
             .placeholders
