@@ -20,7 +20,10 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use image::metadata::Orientation;
 use image::{ImageDecoder, ImageReader};
-use kiln_engine::{InputPipeline, ItemContent, LoadedModel, MediaInput, PromptInput, Request};
+use kiln_engine::{
+    InputPipeline, ItemContent, LoadedModel, MediaInput, Message, Prepared, PromptInput, Request,
+    SamplingParams,
+};
 use kiln_image::{ImageProcessorConfig, MODALITY, Plan, RgbImage8, Size, map_rgb, plan};
 use kiln_registry::{InputContext, MediaCounts, MediaItem, NamedTensors, PlaceholderRange, Prompt};
 use prompt::PromptLayout;
@@ -107,8 +110,7 @@ pub(crate) fn inspect(loaded: &LoadedModel, images: &[(String, Bytes)]) -> Resul
                 .with_context(|| name.clone())
         })
         .collect::<Result<Vec<_>>>()?;
-    let (request, note) = request(pipeline, images, &decoded)?;
-    let prepared = pipeline.prepare(&request)?;
+    let (prepared, note) = prepare(pipeline, &decoded)?;
 
     let mut items = Vec::with_capacity(images.len());
     for (range, item) in prepared.placeholders.iter().zip(&prepared.items) {
@@ -137,25 +139,24 @@ pub(crate) fn inspect(loaded: &LoadedModel, images: &[(String, Bytes)]) -> Resul
     })
 }
 
-/// A question through the chat template; where that can't be, the model's own placeholder prompt.
-/// Also says which of the two it is.
-fn request(
-    pipeline: &InputPipeline,
-    images: &[(String, Bytes)],
-    decoded: &[MediaItem],
-) -> Result<(Request, String)> {
-    let mut request =
-        Request::about_images(QUESTION, images.iter().map(|(_, bytes)| bytes.clone()));
-    request.media = decoded.iter().cloned().map(MediaInput::Item).collect();
+/// Pictures and a question through the chat template; where that can't be, the model's own
+/// placeholder prompt. Also says which of the two it is.
+fn prepare(pipeline: &InputPipeline, decoded: &[MediaItem]) -> Result<(Prepared, String)> {
+    let modalities = std::iter::repeat_n(MODALITY, decoded.len());
+    let mut request = Request {
+        prompt: PromptInput::Chat(vec![Message::user(QUESTION, modalities)]),
+        media: decoded.iter().cloned().map(MediaInput::Item).collect(),
+        sampling: SamplingParams::default(),
+    };
     let reason = if !pipeline.has_chat_template() {
         "there is no chat template".to_owned()
     } else {
         match pipeline.prepare(&request) {
-            Ok(_) => return Ok((request, format!("chat template, \"{QUESTION}\""))),
+            Ok(prepared) => return Ok((prepared, format!("chat template, \"{QUESTION}\""))),
             Err(error) => format!("the chat template gives no prompt: {error}"),
         }
     };
-    let counts = MediaCounts::new().with(MODALITY, images.len());
+    let counts = MediaCounts::new().with(MODALITY, decoded.len());
     let dummy = pipeline
         .entry()
         .make_dummy_data(pipeline.context(), 1, &counts)?;
@@ -163,7 +164,8 @@ fn request(
         Prompt::Tokens(ids) => PromptInput::Tokens(ids),
         Prompt::Text { text, .. } => PromptInput::Text(text),
     };
-    Ok((request, format!("placeholders alone ({reason})")))
+    let prepared = pipeline.prepare(&request)?;
+    Ok((prepared, format!("placeholders alone ({reason})")))
 }
 
 impl Item {
