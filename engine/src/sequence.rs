@@ -46,6 +46,15 @@ pub(crate) struct Sequence {
     stops: StopMatcher,
 }
 
+impl Sequence {
+    /// What was held back, in case more came: characters under way, then the start of a stop string.
+    fn rest(&mut self) -> String {
+        let mut rest = self.stops.push(&self.text.finish());
+        rest.push_str(&self.stops.finish());
+        rest
+    }
+}
+
 /// What every sequence of a model ends by.
 pub(crate) struct Endings<'a> {
     pub(crate) eos: &'a [u32],
@@ -192,9 +201,7 @@ impl Running {
             }));
         };
         if ends {
-            let mut rest = s.stops.push(&s.text.finish());
-            rest.push_str(&s.stops.finish());
-            finish(FinishReason::Stop, rest);
+            finish(FinishReason::Stop, s.rest());
             return Ok(true);
         }
         let text = s.stops.push(&s.text.push(token.id)?);
@@ -205,9 +212,7 @@ impl Running {
             return Ok(true);
         }
         if s.generated.len() >= s.most {
-            let mut rest = s.stops.push(&s.text.finish());
-            rest.push_str(&s.stops.finish());
-            finish(FinishReason::Length, rest);
+            finish(FinishReason::Length, s.rest());
             return Ok(true);
         }
         Ok(false)
