@@ -142,7 +142,15 @@ fn a_scaffold_adds_its_lines_and_takes_every_byte_back() {
         );
         let krate = format!("kiln_{}", name.replace('-', "_"));
         assert_eq!(new(2), [format!("{name:?} {krate} [{architecture:?}];")]);
-        let row = format!("| `{name}` | `{architecture}` | as `{}` |", like.folder());
+        let modalities = if like == Like::Text {
+            "text"
+        } else {
+            "text, image"
+        };
+        let row = format!(
+            "| `{name}` | `{architecture}` | {modalities} | as `{}` |",
+            like.folder()
+        );
         assert_eq!(new(3), [row]);
 
         let again = tree.make(name, like).err().unwrap().to_string();
