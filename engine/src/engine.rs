@@ -1,8 +1,9 @@
 //! The engine as a program holds it: load a checkpoint, send requests, read events.
 
+use crate::SamplingParams;
 use crate::executor::Executor;
 use crate::loaded::{LoadedModel, ModelOptions};
-use crate::pipeline::InputPipeline;
+use crate::pipeline::{InputPipeline, Prepared};
 use crate::profile::{CacheOptions, MemoryProfile, profile};
 use crate::request::{Generation, Request};
 use crate::sequence::Admitted;
@@ -25,6 +26,10 @@ pub struct EngineOptions {
     pub cache: CacheOptions,
     /// Requests that may wait, those in preparation included.
     pub max_queue: usize,
+    /// Whether the memory of each step is counted, for [`EngineStats::largest_step_bytes`]. The
+    /// whole process is counted, and counted anew from each step on: for a program that has one
+    /// engine and does nothing else meanwhile.
+    pub measure_steps: bool,
 }
 
 impl Default for EngineOptions {
@@ -33,6 +38,7 @@ impl Default for EngineOptions {
             model: ModelOptions::default(),
             cache: CacheOptions::default(),
             max_queue: 256,
+            measure_steps: false,
         }
     }
 }
@@ -85,6 +91,7 @@ impl Engine {
             profile.max_model_len,
             stats.clone(),
             outbox,
+            options.measure_steps,
         );
         let worker = std::thread::Builder::new()
             .name("kiln-engine".to_owned())
@@ -106,16 +113,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Overloaded`] when too many wait.
     pub fn generate(&self, request: Request) -> Result<Generation> {
-        let waiting = self.stats.waiting.load(Relaxed) + self.stats.preparing.load(Relaxed);
-        if waiting >= self.max_queue {
-            return Err(Error::Overloaded(format!(
-                "{waiting} requests are waiting already: try again later"
-            )));
-        }
-        let inbox = self
-            .inbox
-            .clone()
-            .ok_or_else(|| Error::internal("the engine has stopped"))?;
+        let inbox = self.inbox()?;
         let (events, receiver) = unbounded_channel();
         self.stats.preparing.fetch_add(1, Relaxed);
         let (pipeline, stats) = (self.pipeline.clone(), self.stats.clone());
@@ -143,6 +141,45 @@ impl Engine {
             let _ = events.send(Err(failure));
         });
         Ok(Generation::new(receiver))
+    }
+
+    /// Takes what [`InputPipeline::prepare`] made of a request: nothing is left to the media pool.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate), and [`Error::InvalidInput`] for sampling parameters out of
+    /// range.
+    pub fn generate_prepared(
+        &self,
+        prepared: Prepared,
+        sampling: SamplingParams,
+    ) -> Result<Generation> {
+        sampling.validate(self.pipeline.shape.vocab_size)?;
+        let inbox = self.inbox()?;
+        let (events, receiver) = unbounded_channel();
+        self.stats.preparing.fetch_add(1, Relaxed);
+        let admitted = Admitted {
+            prepared,
+            sampling,
+            events,
+        };
+        inbox.send(admitted).map_err(|_| {
+            self.stats.preparing.fetch_sub(1, Relaxed);
+            Error::internal("the engine has stopped")
+        })?;
+        Ok(Generation::new(receiver))
+    }
+
+    /// The way in, while not too many wait.
+    fn inbox(&self) -> Result<UnboundedSender<Admitted>> {
+        let waiting = self.stats.waiting.load(Relaxed) + self.stats.preparing.load(Relaxed);
+        if waiting >= self.max_queue {
+            return Err(Error::Overloaded(format!(
+                "{waiting} requests are waiting already: try again later"
+            )));
+        }
+        self.inbox
+            .clone()
+            .ok_or_else(|| Error::internal("the engine has stopped"))
     }
 
     /// Where the memory goes.
