@@ -50,7 +50,7 @@ pub struct Engine {
     profile: MemoryProfile,
     stats: Arc<Stats>,
     max_queue: u64,
-    inbox: Option<UnboundedSender<Admitted>>,
+    inbox: Option<UnboundedSender<Vec<Admitted>>>,
     worker: Option<JoinHandle<()>>,
 }
 
@@ -130,7 +130,7 @@ impl Engine {
                         sampling: request.sampling,
                         events: events.clone(),
                     };
-                    match inbox.send(admitted) {
+                    match inbox.send(vec![admitted]) {
                         Ok(()) => return,
                         Err(_) => Error::internal("the engine has stopped"),
                     }
@@ -143,34 +143,43 @@ impl Engine {
         Ok(Generation::new(receiver))
     }
 
-    /// Takes what [`InputPipeline::prepare`] made of a request: nothing is left to the media pool.
+    /// Takes what [`InputPipeline::prepare`] made of requests, all at once: nothing is left to the
+    /// media pool, and none runs before all are there.
     ///
     /// # Errors
     /// As [`generate`](Self::generate), and [`Error::InvalidInput`] for sampling parameters out of
-    /// range.
+    /// range. Either all are taken or none.
     pub fn generate_prepared(
         &self,
-        prepared: Prepared,
-        sampling: SamplingParams,
-    ) -> Result<Generation> {
-        sampling.validate(self.pipeline.shape.vocab_size)?;
+        requests: Vec<(Prepared, SamplingParams)>,
+    ) -> Result<Vec<Generation>> {
+        for (_, sampling) in &requests {
+            sampling.validate(self.pipeline.shape.vocab_size)?;
+        }
         let inbox = self.inbox()?;
-        let (events, receiver) = unbounded_channel();
-        self.stats.preparing.fetch_add(1, Relaxed);
-        let admitted = Admitted {
-            prepared,
-            sampling,
-            events,
-        };
+        let count = requests.len() as u64;
+        let (admitted, generations): (Vec<_>, Vec<_>) = requests
+            .into_iter()
+            .map(|(prepared, sampling)| {
+                let (events, receiver) = unbounded_channel();
+                let admitted = Admitted {
+                    prepared,
+                    sampling,
+                    events,
+                };
+                (admitted, Generation::new(receiver))
+            })
+            .unzip();
+        self.stats.preparing.fetch_add(count, Relaxed);
         inbox.send(admitted).map_err(|_| {
-            self.stats.preparing.fetch_sub(1, Relaxed);
+            self.stats.preparing.fetch_sub(count, Relaxed);
             Error::internal("the engine has stopped")
         })?;
-        Ok(Generation::new(receiver))
+        Ok(generations)
     }
 
     /// The way in, while not too many wait.
-    fn inbox(&self) -> Result<UnboundedSender<Admitted>> {
+    fn inbox(&self) -> Result<UnboundedSender<Vec<Admitted>>> {
         let waiting = self.stats.waiting.load(Relaxed) + self.stats.preparing.load(Relaxed);
         if waiting >= self.max_queue {
             return Err(Error::Overloaded(format!(

@@ -22,7 +22,7 @@ pub(crate) struct Worker {
     pub(crate) pipeline: Arc<InputPipeline>,
     pub(crate) context: usize,
     pub(crate) stats: Arc<Stats>,
-    pub(crate) inbox: UnboundedReceiver<Admitted>,
+    pub(crate) inbox: UnboundedReceiver<Vec<Admitted>>,
     /// Whether the peak of each step is counted.
     pub(crate) measure: bool,
     requests: BTreeMap<u64, Running>,
@@ -37,7 +37,7 @@ impl Worker {
         pipeline: Arc<InputPipeline>,
         context: usize,
         stats: Arc<Stats>,
-        inbox: UnboundedReceiver<Admitted>,
+        inbox: UnboundedReceiver<Vec<Admitted>>,
         measure: bool,
     ) -> Self {
         Self {
@@ -60,16 +60,22 @@ impl Worker {
             if self.requests.is_empty() {
                 // Nothing to do: sleep until something comes, or nothing ever will.
                 match self.inbox.blocking_recv() {
-                    Some(admitted) => self.admit(admitted),
+                    Some(admitted) => self.admit_all(admitted),
                     None => return,
                 }
             }
             while let Ok(admitted) = self.inbox.try_recv() {
-                self.admit(admitted);
+                self.admit_all(admitted);
             }
             self.drop_cancelled();
             self.step();
             self.stats.observe(&self.scheduler);
+        }
+    }
+
+    fn admit_all(&mut self, admitted: Vec<Admitted>) {
+        for admitted in admitted {
+            self.admit(admitted);
         }
     }
 

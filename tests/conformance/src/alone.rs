@@ -7,7 +7,8 @@ const VARIABLE: &str = "KILN_CONFORMANCE_ALONE";
 /// Without this line nothing ran: no test has the name.
 const RAN: &str = "kiln-conformance: the test ran alone";
 
-/// Runs `work` in a process of its own, where nothing else allocates meanwhile.
+/// Runs `work` in a process of its own, where nothing else allocates meanwhile, with one thread in
+/// rayon's pool.
 ///
 /// `test`: the full path of the test that makes this call, its crate included
 /// (`concat!(module_path!(), "::", "name")`).
@@ -26,6 +27,8 @@ pub fn alone(test: &str, work: impl FnOnce()) {
     let output = Command::new(&binary)
         .args([name, "--exact", "--nocapture", "--test-threads=1"])
         .env(VARIABLE, name)
+        // How many threads hold their buffers at once is chance.
+        .env("RAYON_NUM_THREADS", "1")
         .output()
         .unwrap_or_else(|error| panic!("{}: {error}", binary.display()));
     let [out, err] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));

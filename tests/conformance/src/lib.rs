@@ -14,22 +14,29 @@
 //! ```
 //!
 //! # What is checked
-//! - `registration`: limits, defaults, and what the loaded model says of itself.
-//! - `law`: positions of the input processor = rows of the encoder, for each item, over a sweep of
-//!   sizes, file modes and item counts.
-//! - `maximum`: no item of the sweep takes more rows than declared, and dummy data reaches it.
+//! - `registration`: the registry's own rules, limits, defaults, and what the loaded model says of
+//!   itself.
+//! - `law`: positions of the input processor = rows of the encoder, for each item: over a sweep of
+//!   sizes, file modes and item counts, and as a property of drawn prompts, made smaller where it
+//!   fails.
+//! - `maximum`: nothing takes more rows than declared, over a dense sweep of shapes through the input
+//!   processor alone and a coarse one through the encoder; and dummy data reaches it.
 //! - `repeat`: a prompt as text and as ids, a call once and twice: equal.
-//! - `identity`: another picture, or another shape of the same bytes, is another item to all.
+//! - `identity`: another item is another one to decoder, hash, mapper, encoder and logits; the same
+//!   bytes in another shape, type, name, mode or with other processor arguments share no hash.
 //! - `placeholders`: fewer, more and typed placeholders are the caller's errors.
 //! - `batch`: a request has the same bits alone, mixed and permuted; neighbours are not seen.
 //! - `chunks`: the same bits wherever a prompt is cut, inside an item too.
 //! - `weights`: missing, surplus, misshapen and mistyped tensors are errors that name the tensor;
 //!   a NaN is not hidden.
 //! - `engine`: the whole engine starts with it and gives the same bits however it batches.
+//! - `parity`: the numbers of a reference, where one lies beside the checkpoint ([`parity`] tells its
+//!   form); the first tensor that differs names the piece.
+//! - `memory`, in a process of its own, because the counting allocator sees the whole process: no
+//!   step of an adversarial load takes more than start-up profiling measured.
 //!
-//! Bits are compared on the CPU, where the operators of `kiln-nn` promise them. Not checked: the
-//! profiled memory peak, because the counting allocator sees the whole process and tests run side
-//! by side; parity with a reference, which needs one.
+//! Bits are compared on the CPU, where the operators of `kiln-nn` promise them. Pictures are drawn;
+//! of a modality that the kit can't draw it sees dummy data.
 
 mod alone;
 mod checks;

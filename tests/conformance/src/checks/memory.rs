@@ -11,8 +11,8 @@ use crate::media::drawn;
 use crate::report::{Piece, Problem};
 use crate::subject::{ITEMS, Subject};
 use kiln_engine::{
-    CacheOptions, Engine, EngineOptions, Generation, LoadedModel, MediaInput, MemoryProfile,
-    ModelOptions, Prepared, PromptInput, Request, SamplingParams,
+    CacheOptions, Engine, EngineOptions, LoadedModel, MediaInput, MemoryProfile, ModelOptions,
+    Prepared, PromptInput, Request, SamplingParams,
 };
 use kiln_registry::{Error, MediaCounts, MediaItem, Result, WeightDType};
 use std::time::{Duration, Instant};
@@ -23,8 +23,8 @@ const NEW: usize = 24;
 const LONGEST: usize = 2048;
 /// Tokens of a step and sequences that run.
 const STEPS: [(usize, usize); 3] = [(512, 16), (40, 16), (7, 3)];
-/// What is not the step's: the channel that requests come through, the thread pool's queues.
-const BESIDE: usize = 8 << 10;
+/// What is not the step's: now and then the thread pool takes a new block for its queue.
+const BESIDE: usize = 4 << 10;
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A request, and what it is in words.
@@ -155,10 +155,7 @@ fn peak(
         })
         .collect::<Result<_>>()?;
     let wanted = prepared.len() as u64;
-    let mut running: Vec<Generation> = Vec::with_capacity(prepared.len());
-    for (prepared, sampling) in prepared {
-        running.push(engine.generate_prepared(prepared, sampling)?);
-    }
+    let running = engine.generate_prepared(prepared)?;
     // Events wait in their channels: reading them now would be counted, too.
     let start = Instant::now();
     loop {

@@ -186,7 +186,7 @@ fn jpeg(w: u32, h: u32, components: u8, turned: u8) -> Vec<u8> {
     segment(0xda, &scan);
     let bits = (w.div_ceil(8) * h.div_ceil(8)) as usize * usize::from(components) * 2;
     out.extend(vec![0; bits / 8]);
-    if bits % 8 > 0 {
+    if !bits.is_multiple_of(8) {
         out.push(0xff >> (bits % 8));
     }
     out.extend([0xff, 0xd9]);
@@ -200,12 +200,12 @@ mod tests {
 
     #[test]
     fn every_mode_is_a_picture_of_its_size_turned_as_it_says() {
-        for mode in 0..COUNT {
+        for (at, mode) in MODES.iter().enumerate() {
             for (w, h) in [(1, 1), (19, 8), (300, 7), (2, 129)] {
-                let (name, bytes) = write(w, h, mode, 4);
+                let (name, bytes) = write(w, h, at, 4);
                 let item = kiln_image::decode(&bytes, &DecodeLimits::default())
                     .unwrap_or_else(|error| panic!("{name}: {error}"));
-                let upright = if MODES[mode].turned > 4 {
+                let upright = if mode.turned > 4 {
                     [w, h, 3]
                 } else {
                     [h, w, 3]
