@@ -94,8 +94,7 @@ fn exceeded(subject: &Subject, tokens: usize, sequences: usize) -> Result<Option
             worst = Some((alone, load));
         }
     }
-    let measured =
-        format!("the profile measured {most} on dummy data, in steps of {tokens} tokens");
+    let measured = format!("the profile allows {most}, in steps of {tokens} tokens");
     Ok(Some(match worst {
         Some((bytes, load)) if load.media > 0 => Problem::new(
             Piece::Encoder,
