@@ -21,7 +21,10 @@ pub(super) fn check(subject: &Subject, problems: &mut Vec<Problem>) -> Ran {
         foreign(subject, problems);
         return Ok(());
     }
-    for (item, id) in items.iter().zip(subject.placeholders.values()) {
+    for item in &items {
+        let Some(id) = subject.placeholders.get(item.modality()) else {
+            continue;
+        };
         let item = [item.clone()];
         let words = subject.words(0, 5);
         let twice = [&words[..], &[*id], &words, &[*id]].concat();
@@ -110,9 +113,9 @@ fn kept(prompt: &[u32], id: u32, processed: &ProcessedInputs, problems: &mut Vec
     }
 }
 
-/// A text-only model is given a picture.
+/// A text-only model is given an item.
 fn foreign(subject: &Subject, problems: &mut Vec<Problem>) {
-    let Ok(item) = crate::pictures::picture(4, 4, 1) else {
+    let Some(item) = crate::media::foreign() else {
         return;
     };
     if subject.process(subject.words(0, 5), &[item]).is_ok() {
