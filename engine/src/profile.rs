@@ -129,6 +129,14 @@ pub(crate) fn profile(
     })
 }
 
+/// Tokens of context that the measured step has, at least where the model has so many. Attention
+/// goes over keys in tiles, so that what a longer context adds is its block tables alone; to compute
+/// over the longest would take as long as the longest prompt.
+const CONTEXT: usize = 1024;
+/// Bytes of a step for each block of a sequence: its number in the sequence's part, and in the table
+/// that the model is given.
+const TABLE_BYTES: usize = size_of::<u32>() + size_of::<i64>();
+
 /// The peak of the largest step. `None` where memory is not the host's to measure.
 fn measure(
     executor: &mut Executor,
@@ -139,15 +147,17 @@ fn measure(
     if !executor.on_host() {
         return Ok(None);
     }
-    let largest = LargestStep::new(pipeline, options, longest);
+    let context = longest.min(CONTEXT.max(2 * options.max_batched_tokens));
+    let largest = LargestStep::new(pipeline, options, context);
     let dummy = dummy_inputs(pipeline, largest.tokens().min(longest))?;
     executor.resize(1, options.block_size);
     // Once without measuring: lazily made tables and thread-local buffers are no activations.
     LargestStep::default().run(executor, &dummy, options.block_size)?;
     let (result, peak) = memory::peak_of(|| largest.run(executor, &dummy, options.block_size));
     result?;
+    let tables = (longest - context).div_ceil(options.block_size) * largest.new.len() * TABLE_BYTES;
     // How many threads hold their buffers at once is chance, and was so in the one run.
-    Ok(peak.map(|bytes| bytes.saturating_add(bytes / 16)))
+    Ok(peak.map(|bytes| bytes.saturating_add(bytes / 16).saturating_add(tables)))
 }
 
 /// Dummy data through the real pipeline: one item of each modality that a prompt may have, since

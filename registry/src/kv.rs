@@ -48,7 +48,15 @@ impl KvCache {
     /// A cache of zeros.
     pub fn new(spec: &KvSpec, blocks: usize, block_size: usize, device: &Device) -> Self {
         let shape = [blocks, block_size, spec.kv_heads, spec.head_dim];
-        let zeros = || Tensor::<4>::zeros(shape, (device, spec.dtype));
+        let zeros = || match spec.dtype {
+            // Fresh zeros of the system: memory is taken as it is written, where `Tensor::zeros`
+            // copies them and takes all of it at once.
+            DType::F32 => {
+                let data = vec![0.0f32; shape.iter().product()];
+                Tensor::from_data(TensorData::new(data, shape), (device, DType::F32))
+            }
+            dtype => Tensor::<4>::zeros(shape, (device, dtype)),
+        };
         let layers = (0..spec.layers)
             .map(|_| {
                 Some(KvLayer {
