@@ -9,6 +9,11 @@
         one random checkpoint that is not in the fixtures: DIR/checkpoint, DIR/image-I.png,
         DIR/prompt.txt, DIR/expected.safetensors.
 
+    python xtask/python/fixtures.py --reference CHECKPOINT --name NAME --image FILE --prompt TEXT
+        what transformers computes from a checkpoint that it knows, kept in CHECKPOINT/reference for
+        the conformance kit to compare with. The test checkpoints of new crates come from here, too
+        (`--out`, and each crate's tests/parity.py).
+
     python xtask/python/fixtures.py --compare TRACE --checkpoint DIR --image FILE --prompt TEXT
         computes the keys of a `kiln trace --raw-prompt --ignore-eos` file with transformers and
         prints the largest relative error of each; exit code 1 when one is out of tolerance.
@@ -38,6 +43,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -881,6 +887,102 @@ def load(folder: Path):
     return model, AutoProcessor.from_pretrained(folder, backend="pil")
 
 
+def keep_reference(folder: Path, name: str, prompt: str, images: list[Image.Image], expected: dict) -> None:
+    """A case of the conformance kit: `NAME.json`, its pictures, and the tensors that must come out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [f"{name}.{index}.png" for index in range(len(images))]
+    for image, file in zip(images, files):
+        image.save(folder / file)
+    (folder / f"{name}.json").write_text(json.dumps({"prompt": prompt, "images": files}, indent=2) + "\n")
+    save_file(expected, folder / f"{name}.safetensors")
+    (folder / f"{name}.safetensors").chmod(0o644)
+
+
+def write_reference(checkpoint: Path, name: str, prompt: str, images: list[str]) -> None:
+    model, processor = load(checkpoint)
+    pictures = [loaded(i) for i in images]
+    expected, margin = reference(model, processor, prompt, pictures)
+    if margin < MIN_MARGIN:
+        print(f"warning: the smallest greedy margin is {margin:.1e}: tokens may differ by rounding", file=sys.stderr)
+    keep_reference(checkpoint / "reference", name, prompt, pictures, expected)
+    print(f"{checkpoint / 'reference'}: {name}, {len(expected['input_ids'])} tokens")
+
+
+# --------------------------------------------------------------- the test checkpoints of new crates
+
+
+def tiny(file: Path, model_type: str, seed: int):
+    """Model and processor of a scaffold's `config.json`, read as transformers' `model_type`."""
+    raw = json.loads(file.read_text())
+    raw = {key: value for key, value in raw.items() if key not in ("architectures", "model_type")}
+    config = AutoConfig.for_model(model_type, **raw)
+    torch.manual_seed(seed)
+    text = getattr(config, "text_config", config)
+    tokenizer = make_tokenizer(bos=text.model_type != "qwen2")
+    if text is config:
+        model, processor = AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer
+    else:
+        config.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        vision = config.vision_config
+        clip = vision.model_type == "clip_vision_model"
+        pinpoints = getattr(config, "image_grid_pinpoints", None)
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+        processor = (LlavaProcessor if pinpoints is None else LlavaNextProcessor)(
+            image_processor=image_processor("clip" if clip else "siglip", vision.image_size, pinpoints),
+            tokenizer=tokenizer,
+            patch_size=vision.patch_size,
+            vision_feature_select_strategy=config.vision_feature_select_strategy,
+            num_additional_image_tokens=int(clip),
+            chat_template=CHAT_TEMPLATE,
+        )
+    randomize(model, seed)
+    return model.eval(), processor
+
+
+def write_parity(folder: Path, build, config: Path, images: bool) -> None:
+    """A tiny checkpoint and its references. `build(seed)`: model and processor; `config`: what the
+    checkpoint calls itself. The first seed whose greedy tokens are clear is taken."""
+    cases = [("short", "<s>USER: Tell me. ASSISTANT:", []), ("long", LONG, [])]
+    if images:
+        cases = [("one", ASK, [pat(61, 40, 1)]), ("two", ASK_TWO, [pat(33, 77, 2), pat(28, 28, 3)])]
+    for seed in range(1, 200):
+        model, processor = build(seed)
+        done = []
+        for name, prompt, specs in cases:
+            pictures = [picture(spec) for spec in specs]
+            expected, margin = reference(model, processor, prompt, pictures)
+            if margin >= MIN_MARGIN and len(set(expected["greedy"].tolist())) >= MIN_DISTINCT:
+                done.append((name, prompt, pictures, expected))
+        if len(done) == len(cases):
+            break
+    else:
+        raise SystemExit(f"{folder}: no seed gives clear greedy tokens")
+    save(model, processor, folder)
+    for name, prompt, pictures, expected in done:
+        keep_reference(folder / "reference", name, prompt, pictures, thin(expected, 24))
+    # transformers wrote its own names.
+    saved = json.loads((folder / "config.json").read_text())
+    own = json.loads(config.read_text())
+    saved |= {key: own[key] for key in ("architectures", "model_type")}
+    (folder / "config.json").write_text(json.dumps(saved, indent=2) + "\n")
+    print(f"{folder}: seed {seed}")
+
+
+TEMPLATES = Path(__file__).parent.parent / "templates"
+
+
+def write_scaffolds(_out: Path) -> None:
+    """What `cargo xtask new-model` starts a crate's tests/parity with."""
+    for kind, model_type in {"llava": "llava", "llava-next": "llava_next", "text": "llama"}.items():
+        config = TEMPLATES / "tiny" / f"{kind}.json"
+        write_parity(
+            TEMPLATES / "parity" / kind,
+            lambda seed, config=config, model_type=model_type: tiny(config, model_type, seed),
+            config,
+            images=kind != "text",
+        )
+
+
 def compare(trace: Path, checkpoint: Path, images: list[str], prompt: str, tolerance: float) -> int:
     model, processor = load(checkpoint)
     expected, margin = reference(model, processor, prompt, [loaded(i) for i in images])
@@ -947,11 +1049,13 @@ def check_versions() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="rewrite the committed fixtures under this folder")
-    parser.add_argument("--only", choices=["checkpoints", "pillow", "processors", "next-tokens"], action="append")
+    parser.add_argument("--only", choices=["checkpoints", "pillow", "processors", "next-tokens", "scaffolds"], action="append")
     parser.add_argument("--random-checkpoint", type=Path, metavar="DIR")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", choices=["llava", "llava-next", "text"], default="llava")
     parser.add_argument("--images", type=int, default=1, help="pictures in the random checkpoint's prompt")
+    parser.add_argument("--reference", type=Path, metavar="CHECKPOINT")
+    parser.add_argument("--name", default="one", help="of the reference's files")
     parser.add_argument("--compare", type=Path, metavar="TRACE")
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--image", action="append", default=[])
@@ -965,16 +1069,22 @@ def main() -> int:
         if args.checkpoint is None or args.prompt is None:
             parser.error("--compare needs --checkpoint and --prompt")
         return compare(args.compare, args.checkpoint, args.image, args.prompt, args.tolerance)
+    if args.reference:
+        if args.prompt is None:
+            parser.error("--reference needs --prompt")
+        write_reference(args.reference, args.name, args.prompt, args.image)
+        return 0
     if args.random_checkpoint:
         write_random(args.random_checkpoint, args.seed, args.kind, args.images)
         return 0
     if args.out is None:
-        parser.error("one of --out, --random-checkpoint, --compare")
+        parser.error("one of --out, --random-checkpoint, --reference, --compare")
     parts = {
         "checkpoints": write_checkpoints,
         "pillow": write_pillow,
         "processors": write_processors,
         "next-tokens": write_next_tokens,
+        "scaffolds": write_scaffolds,
     }
     args.out.mkdir(parents=True, exist_ok=True)
     for name, write in parts.items():

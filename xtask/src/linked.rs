@@ -118,6 +118,20 @@ impl List {
         &self.entries
     }
 
+    /// # Errors
+    /// When a linked crate loads the architecture already: its name.
+    pub(crate) fn ensure_free(&self, architecture: &str) -> Result<()> {
+        let serves = |entry: &&Entry| entry.architectures.iter().any(|a| a == architecture);
+        if let Some(owner) = self.entries.iter().find(serves) {
+            bail!(
+                "the architecture {architecture} is {}'s: that crate serves the checkpoint; for \
+                 another one, correct `architectures` in the config",
+                owner.krate
+            );
+        }
+        Ok(())
+    }
+
     /// The file with one more line, where the order of features puts it.
     pub(crate) fn with(&self, entry: &Entry) -> String {
         let after = self.entries.iter().filter(|e| e.feature < entry.feature);

@@ -68,16 +68,20 @@ fn main() -> Result<()> {
         };
         command
     };
-    env::set_current_dir(root)?;
+    // Paths that somebody typed are from where they stand.
+    match &cli.task {
+        Task::NewModel(args) => return new_model::create(root, args),
+        Task::RemoveModel(args) => return new_model::remove(root, args),
+        _ => env::set_current_dir(root)?,
+    }
     let mut command = match &cli.task {
         Task::Ci => {
             let mut bash = Command::new("bash");
             bash.arg(".ci/run");
             bash
         }
+        Task::NewModel(_) | Task::RemoveModel(_) => return Ok(()),
         Task::Check(args) => return check::run(root, args),
-        Task::NewModel(args) => return new_model::create(root, args),
-        Task::RemoveModel(args) => return new_model::remove(root, args),
         Task::Fixtures(rest) => script("fixtures.py", rest, &["--out", "tests/fixtures"]),
         Task::PillowGoldens(rest) => script("pillow_goldens.py", rest, &[]),
         Task::TrainDemo(rest) => script("train_demo.py", rest, &[]),

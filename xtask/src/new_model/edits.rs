@@ -3,7 +3,7 @@
 use super::name::Name;
 use super::{Like, manifest, readme};
 use crate::linked;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use std::fs;
 use std::path::Path;
 use toml_edit::{DocumentMut, Item, Table};
@@ -55,17 +55,7 @@ impl Edits {
     pub(super) fn with(&self, name: &Name, like: Like) -> Result<Self> {
         let list = linked::List::parse(&self.linked).context(linked::FILE)?;
         let architecture = &name.architecture;
-        let owner = list
-            .entries()
-            .iter()
-            .find(|entry| entry.architectures.contains(architecture));
-        if let Some(owner) = owner {
-            bail!(
-                "the architecture {architecture} is {}'s: that crate serves the checkpoint; for another \
-                 one, correct `architectures` in the config",
-                owner.krate
-            );
-        }
+        list.ensure_free(architecture)?;
         let models: Vec<_> = list.entries().iter().map(|e| e.feature.clone()).collect();
         let entry = linked::Entry {
             feature: name.kebab.clone(),

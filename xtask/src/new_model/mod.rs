@@ -1,11 +1,14 @@
 //! `cargo xtask new-model` and `remove-model`: a crate under `models/` that compiles, registers and
 //! passes a test of its own at once, and the four lists that name it. Nothing else changes, and
-//! removal gives every byte back.
+//! removal gives every byte back. Out of the tree: a workspace of its own with a binary.
 
 mod config;
 mod edits;
 mod manifest;
 mod name;
+mod out_of_tree;
+mod own_config;
+mod parity;
 mod readme;
 mod seal;
 mod sources;
@@ -53,7 +56,26 @@ pub(crate) struct NewArgs {
     /// test; its architecture the crate's; its `model_type`s must be known to models/nn.
     #[arg(long, value_name = "CONFIG.JSON")]
     from: Option<PathBuf>,
+    /// Not in this tree, but in a new workspace in this folder, with a `kiln` of its own that links
+    /// the model beside Kiln's.
+    #[arg(long, value_name = "DIR")]
+    out_of_tree: Option<PathBuf>,
 }
+
+/// Where the crate goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// `models/`: listed, sealed, and removable.
+    Tree,
+    /// A workspace of its own.
+    Outside,
+}
+
+/// Texts by path.
+type Texts = BTreeMap<String, String>;
+
+/// Files by path.
+type Files = BTreeMap<String, Vec<u8>>;
 
 /// The crate that goes.
 #[derive(clap::Args)]
@@ -72,16 +94,16 @@ pub(crate) struct RemoveArgs {
 /// form. Nothing is left behind then.
 pub(crate) fn create(root: &Path, args: &NewArgs) -> Result<()> {
     let config = args.from.as_deref().map(config::read).transpose()?;
-    let made = scaffold(root, &args.name, args.like, config.as_ref())?;
-    refresh_lock(root)?;
-    println!(
-        "{} is models/{}, architecture {}, feature `{}`. Now:\n  \
-         cargo test --release --workspace --test tiny    its own test, on tiny random weights\n  \
-         cargo run --release -p kiln -- models           it is listed\n  \
-         cargo xtask check                               the lists agree\n\
-         Then replace in models/{}/src what is {}'s.",
-        made.package, made.kebab, made.architecture, made.kebab, made.kebab, made.like
-    );
+    let config = config.as_ref();
+    if let Some(folder) = &args.out_of_tree {
+        let made = out_of_tree::scaffold(root, folder, &args.name, args.like, config)?;
+        refresh_lock(folder)?;
+        println!("{}", made.outside(folder));
+    } else {
+        let made = scaffold(root, &args.name, args.like, config)?;
+        refresh_lock(root)?;
+        println!("{}", made.in_the_tree());
+    }
     Ok(())
 }
 
@@ -96,11 +118,65 @@ pub(crate) fn remove(root: &Path, args: &RemoveArgs) -> Result<()> {
     Ok(())
 }
 
+/// What was made.
 struct Made {
-    kebab: String,
-    package: String,
-    architecture: String,
-    like: &'static str,
+    name: Name,
+    like: Like,
+}
+
+impl Made {
+    fn in_the_tree(&self) -> String {
+        let (name, like) = (&self.name, self.like.folder());
+        let kebab = &name.kebab;
+        format!(
+            "{} is models/{kebab}, architecture {}, feature `{kebab}`. Now:\n  \
+             cargo test --release --workspace --test tiny    its own test, on tiny random weights\n  \
+             cargo run --release -p kiln -- models           it is listed\n  \
+             cargo xtask check                               the lists agree\n\
+             Then replace in models/{kebab}/src what is {like}'s.",
+            name.package(),
+            name.architecture,
+        )
+    }
+
+    fn outside(&self, folder: &Path) -> String {
+        let (name, like, at) = (&self.name, self.like.folder(), folder.display());
+        let kebab = &name.kebab;
+        format!(
+            "{} is {at}/{kebab}, architecture {}; {at}/server is a `kiln` that links it. Now, in {at}:\n  \
+             cargo test --release --workspace     its own test, on tiny random weights\n  \
+             cargo run --release -- models        it is listed\n\
+             Then replace in {kebab}/src what is {like}'s.",
+            name.package(),
+            name.architecture,
+        )
+    }
+}
+
+/// The crate's files and its name. `kiln`: from the crate's `tests` to Kiln's tree.
+fn crate_files(
+    root: &Path,
+    name: &str,
+    like: Option<Like>,
+    config: Option<&serde_json::Value>,
+    place: Place,
+    kiln: &str,
+) -> Result<(Made, Files)> {
+    let like = like.unwrap_or_else(|| config.map_or(Like::Llava, config::like));
+    let name = Name::new(name, like, config)?;
+    let mut texts = sources::files(root, &name, like, place)?;
+    own_config::add(root, &name, like, config, &mut texts)?;
+    let tiny = config::tiny(root, &name, like, config)?;
+    texts.insert("tests/tiny/config.json".to_owned(), tiny);
+    let mut files = parity::files(root, &name, like, config, kiln)?;
+    files.extend(bytes(texts));
+    Ok((Made { name, like }, files))
+}
+
+fn bytes(texts: Texts) -> impl Iterator<Item = (String, Vec<u8>)> {
+    texts
+        .into_iter()
+        .map(|(file, text)| (file, text.into_bytes()))
 }
 
 /// Everything but Cargo.lock.
@@ -110,31 +186,24 @@ fn scaffold(
     like: Option<Like>,
     config: Option<&serde_json::Value>,
 ) -> Result<Made> {
-    let like = like.unwrap_or_else(|| config.map_or(Like::Llava, config::like));
-    let name = Name::new(name, like, config)?;
-    let folder = root.join("models").join(&name.kebab);
+    let kebab = Name::parse(name)?.kebab;
+    let folder = root.join("models").join(&kebab);
     ensure!(
         !folder.exists(),
-        "models/{0} is there already: `cargo xtask remove-model {0}` undoes it, or take another name",
-        name.kebab
+        "models/{kebab} is there already: `cargo xtask remove-model {kebab}` undoes it, or take \
+         another name"
     );
-    let config = config::tiny(root, &name, like, config)?;
-    let mut files = sources::files(root, &name, like)?;
-    files.insert("tests/tiny/config.json".to_owned(), config);
+    let (made, files) = crate_files(root, name, like, config, Place::Tree, "../../..")?;
     let before = Edits::read(root)?;
-    let after = before.with(&name, like)?;
-    if let Err(error) = write(&folder, &files).and_then(|()| after.write(root)) {
+    let after = before.with(&made.name, made.like)?;
+    let written = write(&folder, &files).and_then(|()| seal::seal(&folder));
+    if let Err(error) = written.and_then(|()| after.write(root)) {
         // Half a crate helps nobody, and this one was not there before.
         fs::remove_dir_all(&folder).ok();
         before.write(root).ok();
         return Err(error);
     }
-    Ok(Made {
-        package: name.package(),
-        kebab: name.kebab,
-        architecture: name.architecture,
-        like: like.folder(),
-    })
+    Ok(made)
 }
 
 fn unscaffold(root: &Path, name: &str, force: bool) -> Result<Name> {
@@ -159,8 +228,8 @@ fn unscaffold(root: &Path, name: &str, force: bool) -> Result<Name> {
     Ok(name)
 }
 
-/// Writes the crate, formats it, and seals what came out.
-fn write(folder: &Path, files: &BTreeMap<String, String>) -> Result<()> {
+/// Writes files and formats them.
+fn write(folder: &Path, files: &Files) -> Result<()> {
     for (file, text) in files {
         let path = folder.join(file);
         let parent = path.parent().unwrap_or(folder);
@@ -179,10 +248,10 @@ fn write(folder: &Path, files: &BTreeMap<String, String>) -> Result<()> {
         "rustfmt: {}",
         String::from_utf8_lossy(&output.stderr).trim()
     );
-    seal::seal(folder)
+    Ok(())
 }
 
-/// Brings Cargo.lock up to date with the members; no other version changes.
+/// Brings a workspace's Cargo.lock up to date with its members; no other version changes.
 fn refresh_lock(root: &Path) -> Result<()> {
     let status = Command::new(crate::cargo())
         .args(["update", "--workspace", "--offline", "--quiet"])

@@ -2,9 +2,8 @@
 //! tiny checkpoint. What compiles today is what is scaffolded; there is no copy that could rot.
 
 use super::name::Name;
-use super::{Like, manifest};
+use super::{Like, Place, Texts, manifest};
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use toml_edit::{DocumentMut, Item, Table, value};
@@ -12,17 +11,17 @@ use toml_edit::{DocumentMut, Item, Table, value};
 const CHECKPOINT: &str = include_str!("../../templates/tiny/checkpoint.rs");
 const IMAGE: &str = include_str!("../../templates/tiny/image.rs");
 const TEXT: &str = include_str!("../../templates/tiny/text.rs");
-/// Put behind either test where the workspace has the conformance kit.
-const KIT_TEST: &str = include_str!("../../templates/tiny/kit.rs.in");
-const KIT: &str = "kiln-conformance";
 /// What the tiny test needs beside the crate.
-const DEV: [&str; 5] = [
+const DEV: [&str; 6] = [
+    "kiln-conformance",
     "kiln-engine",
     "kiln-registry",
     "safetensors",
     "serde_json",
     "tempfile",
 ];
+/// What its configuration needs.
+const OWN: [&str; 2] = ["serde", "serde_json"];
 const REGISTRATION: &str = "ModelEntry::new::<";
 const SECTIONS: [&str; 5] = [
     "# Architecture",
@@ -36,9 +35,9 @@ const SECTIONS: [&str; 5] = [
 ///
 /// # Errors
 /// When the crate it is like has another form than this expects.
-pub(super) fn files(root: &Path, name: &Name, like: Like) -> Result<BTreeMap<String, String>> {
+pub(super) fn files(root: &Path, name: &Name, like: Like, place: Place) -> Result<Texts> {
     let folder = root.join("models").join(like.folder());
-    let mut files = BTreeMap::new();
+    let mut files = Texts::new();
     walk(&folder.join("src"), "src/", &mut files)?;
     let lib = files
         .get("src/lib.rs")
@@ -51,26 +50,16 @@ pub(super) fn files(root: &Path, name: &Name, like: Like) -> Result<BTreeMap<Str
     }
     let cargo = fs::read_to_string(folder.join("Cargo.toml"))
         .with_context(|| format!("models/{from}/Cargo.toml"))?;
-    let kit = has_kit(root)?;
-    files.insert("Cargo.toml".to_owned(), package(&cargo, name, kit)?);
+    files.insert("Cargo.toml".to_owned(), package(&cargo, name, place)?);
     let test = if like == Like::Text { TEXT } else { IMAGE };
     let test = words(test, "kiln_model", &name.krate());
     let test = test.replacen("//! kiln-model", &format!("//! {}", name.package()), 1);
-    let test = if kit { test + KIT_TEST } else { test };
     files.insert("tests/tiny/main.rs".to_owned(), test);
     files.insert("tests/tiny/checkpoint.rs".to_owned(), CHECKPOINT.to_owned());
     Ok(files)
 }
 
-/// Whether the workspace's manifest knows the conformance kit.
-fn has_kit(root: &Path) -> Result<bool> {
-    let text = fs::read_to_string(root.join("Cargo.toml")).context("Cargo.toml")?;
-    let mut document: DocumentMut = text.parse().context("Cargo.toml")?;
-    let dependencies = manifest::table(&mut document, &["workspace", "dependencies"])?;
-    Ok(dependencies.contains_key(KIT))
-}
-
-fn walk(folder: &Path, prefix: &str, files: &mut BTreeMap<String, String>) -> Result<()> {
+fn walk(folder: &Path, prefix: &str, files: &mut Texts) -> Result<()> {
     for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -170,13 +159,50 @@ fn words(text: &str, from: &str, to: &str) -> String {
 }
 
 /// The manifest of the crate it is like, under the new name, with what its test needs.
-fn package(manifest: &str, name: &Name, kit: bool) -> Result<String> {
+fn package(manifest: &str, name: &Name, place: Place) -> Result<String> {
     let mut document: DocumentMut = manifest.parse().context("the manifest to start from")?;
     let package = manifest::table(&mut document, &["package"])?;
     package["name"] = value(name.package());
     package["description"] = value(format!("{} for Kiln", name.camel()));
+    ensure!(
+        !package.contains_key("metadata"),
+        "the manifest to start from has metadata: it is a scaffold itself"
+    );
+    if place == Place::Tree {
+        package.insert("metadata", Item::Table(metadata()));
+    }
+    let dependencies: Vec<String> = manifest::table(&mut document, &["dependencies"])?
+        .iter()
+        .map(|(key, _)| key.to_owned())
+        .collect();
+    for key in OWN {
+        if !dependencies.iter().any(|d| d == key) {
+            let table = manifest::table(&mut document, &["dependencies"])?;
+            manifest::add_entry(table, key, from_workspace(), |other| other < key)?;
+        }
+    }
+    let mut dev = Table::new();
+    dev.decor_mut().set_prefix("\n");
+    let own = |key: &&str| !OWN.contains(key) && !dependencies.iter().any(|d| d == *key);
+    for key in DEV.into_iter().filter(own) {
+        dev.insert(key, from_workspace());
+    }
+    // Those of the crate it is like serve its own tests.
+    document.insert("dev-dependencies", Item::Table(dev));
+    Ok(document.to_string())
+}
+
+/// `.workspace = true`
+fn from_workspace() -> Item {
+    let mut dependency = Table::new();
+    dependency.set_dotted(true);
+    dependency.insert("workspace", value(true));
+    Item::Table(dependency)
+}
+
+/// The table that holds the seal.
+fn metadata() -> Table {
     let mut kiln = Table::new();
-    kiln.set_implicit(false);
     kiln.decor_mut().set_prefix(
         "\n# Lets `cargo xtask remove-model` tell an untouched crate. Take the table out when the crate \
          is yours.\n",
@@ -185,26 +211,7 @@ fn package(manifest: &str, name: &Name, kit: bool) -> Result<String> {
     let mut metadata = Table::new();
     metadata.set_implicit(true);
     metadata.insert("kiln", Item::Table(kiln));
-    ensure!(
-        package.insert("metadata", Item::Table(metadata)).is_none(),
-        "the manifest to start from has metadata: it is a scaffold itself"
-    );
-    let dependencies: Vec<String> = manifest::table(&mut document, &["dependencies"])?
-        .iter()
-        .map(|(key, _)| key.to_owned())
-        .collect();
-    let mut dev = Table::new();
-    dev.decor_mut().set_prefix("\n");
-    let own = |key: &&str| !dependencies.iter().any(|d| d == *key);
-    for key in kit.then_some(KIT).into_iter().chain(DEV).filter(own) {
-        let mut dependency = Table::new();
-        dependency.set_dotted(true);
-        dependency.insert("workspace", value(true));
-        dev.insert(key, Item::Table(dependency));
-    }
-    // Those of the crate it is like serve its own tests.
-    document.insert("dev-dependencies", Item::Table(dev));
-    Ok(document.to_string())
+    metadata
 }
 
 #[cfg(test)]

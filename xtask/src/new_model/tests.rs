@@ -27,6 +27,8 @@ impl Tree {
             let at = Path::new("models").join(model);
             copy_all(&crate::root().join(&at), &folder.join(&at));
         }
+        let at = "xtask/templates/parity";
+        copy_all(&crate::root().join(at), &folder.join(at));
         Self(folder)
     }
 
@@ -110,7 +112,7 @@ fn a_scaffold_adds_its_lines_and_takes_every_byte_back() {
         let lists = ["Cargo.toml", "server/Cargo.toml", linked::FILE, "README.md"];
         let texts = lists.map(|file| tree.read(file));
         let made = tree.make(name, like).unwrap();
-        let architecture = &made.architecture;
+        let architecture = &made.name.architecture;
         let new = |at: usize| added(&texts[at], &tree.read(lists[at]));
         assert_eq!(
             new(0),
@@ -259,8 +261,11 @@ fn a_checkpoint_gives_the_tiny_test_its_switches() {
     });
     let tree = Tree::new("from");
     let made = scaffold(&tree.0, "made-up-gloss", None, Some(&real)).unwrap();
-    assert_eq!(made.architecture, "MadeUpGlossForConditionalGeneration");
-    assert_eq!(made.like, "llava-next");
+    assert_eq!(
+        made.name.architecture,
+        "MadeUpGlossForConditionalGeneration"
+    );
+    assert_eq!(made.like, Like::LlavaNext);
     let tiny = tree.read("models/made-up-gloss/tests/tiny/config.json");
     let tiny: Value = serde_json::from_str(&tiny).unwrap();
     assert_eq!(

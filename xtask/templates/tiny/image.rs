@@ -1,8 +1,6 @@
 //! kiln-model on a tiny checkpoint with random weights: it loads, answers about a picture, and
 //! keeps the placeholder law.
-//!
-//! Parity with the reference belongs beside it: trace a real checkpoint with `kiln trace`, compare
-//! with the reference's tensors.
+//! A second one, written by the reference, says what must come out.
 
 // A crate that nothing names is not linked.
 use kiln_model as _;
@@ -121,4 +119,24 @@ fn dummy_data_reaches_the_maximum() {
     let trace = loaded.trace(&request, 1, true).unwrap();
     let rows: Vec<_> = trace.features.iter().map(|f| f.shape()[0]).collect();
     assert_eq!(rows, [most]);
+}
+
+/// Everything that the contract asks for: each finding names the piece at fault and the mend.
+#[test]
+fn it_conforms() {
+    let folder = checkpoint::write(4);
+    kiln_conformance::Suite::linked(folder.path())
+        .unwrap_or_else(|error| panic!("{error}"))
+        .run()
+        .assert_clean();
+}
+
+/// `tests/parity.py` writes the checkpoint and what the reference computes from it.
+#[test]
+fn it_equals_the_reference() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity");
+    let suite = kiln_conformance::Suite::linked(folder);
+    let report = suite.unwrap_or_else(|error| panic!("{error}")).run();
+    report.assert_clean();
+    assert!(report.passed.contains(&"parity"), "{report}");
 }

@@ -1,7 +1,5 @@
 //! kiln-model on a tiny checkpoint with random weights: it loads and answers.
-//!
-//! Parity with the reference belongs beside it: trace a real checkpoint with `kiln trace`, compare
-//! with the reference's tensors.
+//! A second one, written by the reference, says what must come out.
 
 // A crate that nothing names is not linked.
 use kiln_model as _;
@@ -54,4 +52,24 @@ fn it_answers() {
         first,
         "no prompt changes the answer"
     );
+}
+
+/// Everything that the contract asks for: each finding names the piece at fault and the mend.
+#[test]
+fn it_conforms() {
+    let folder = checkpoint::write(4);
+    kiln_conformance::Suite::linked(folder.path())
+        .unwrap_or_else(|error| panic!("{error}"))
+        .run()
+        .assert_clean();
+}
+
+/// `tests/parity.py` writes the checkpoint and what the reference computes from it.
+#[test]
+fn it_equals_the_reference() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity");
+    let suite = kiln_conformance::Suite::linked(folder);
+    let report = suite.unwrap_or_else(|error| panic!("{error}")).run();
+    report.assert_clean();
+    assert!(report.passed.contains(&"parity"), "{report}");
 }
