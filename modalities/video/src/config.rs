@@ -133,7 +133,10 @@ mod tests {
     fn a_frame_is_a_picture_unless_the_video_processor_says_otherwise() {
         let image = json!({"image_processor_type": "CLIPImageProcessor", "resample": 2});
         let same = parse(image.clone()).unwrap();
-        assert_eq!(same.frame, ImageProcessorConfig::from_value(&image, None).unwrap());
+        assert_eq!(
+            same.frame,
+            ImageProcessorConfig::from_value(&image, None).unwrap()
+        );
         assert_eq!(same.sampling, FrameSampling::default());
         let mut own = image;
         own["video_processor"] = json!({
@@ -157,19 +160,32 @@ mod tests {
     fn the_callers_sampling_comes_first() {
         let with = |top: Value, own: Value| {
             let mut value = json!({"image_processor_type": "CLIPImageProcessor"});
-            value.as_object_mut().unwrap().extend(top.as_object().unwrap().clone());
+            value
+                .as_object_mut()
+                .unwrap()
+                .extend(top.as_object().unwrap().clone());
             value["video_processor"] = own;
             parse(value).unwrap().sampling
         };
-        let sampling = |num_frames, fps, max_frames| FrameSampling { num_frames, fps, max_frames };
-        assert_eq!(with(json!({}), json!({"num_frames": 8})), sampling(Some(8), None, None));
+        let sampling = |num_frames, fps, max_frames| FrameSampling {
+            num_frames,
+            fps,
+            max_frames,
+        };
+        assert_eq!(
+            with(json!({}), json!({"num_frames": 8})),
+            sampling(Some(8), None, None)
+        );
         assert_eq!(
             with(json!({"fps": 2}), json!({"num_frames": 8, "max_frames": 9})),
             sampling(None, Some(2.0), Some(9))
         );
         let off = json!({"num_frames": 8, "do_sample_frames": false});
         assert_eq!(with(json!({}), off.clone()), sampling(None, None, None));
-        assert_eq!(with(json!({"num_frames": 4}), off), sampling(Some(4), None, None));
+        assert_eq!(
+            with(json!({"num_frames": 4}), off),
+            sampling(Some(4), None, None)
+        );
     }
 
     #[test]
@@ -182,7 +198,8 @@ mod tests {
             json!({"fps": "many"}),
             json!([1]),
         ] {
-            let value = json!({"image_processor_type": "CLIPImageProcessor", "video_processor": own});
+            let value =
+                json!({"image_processor_type": "CLIPImageProcessor", "video_processor": own});
             let error = parse(value).unwrap_err().to_string();
             assert!(error.starts_with(FILE), "{error}");
         }

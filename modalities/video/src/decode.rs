@@ -5,7 +5,8 @@
 //! texts, as those of pictures.
 //!
 //! Each frame is the whole canvas as a viewer shows it. Transparency is dropped, as it is from
-//! pictures; what no frame has painted is black.
+//! pictures; what no frame has painted is black. Frames equal Pillow's, but where a frame of a WebP is
+//! blended over the one before: there the decoder rounds, and a channel may be one level of 255 lower.
 
 use crate::clip::Clip;
 use crate::sniff::{self, Format, damaged, still, unsupported};
@@ -54,6 +55,7 @@ fn decode_as(format: Format, bytes: &[u8], limits: &DecodeLimits) -> Result<Medi
             collect(decoder.into_frames(), canvas, limits)
         }
         Format::WebP => {
+            sniff::check_whole_riff(bytes)?;
             let mut decoder = WebPDecoder::new(cursor).map_err(failed)?;
             let canvas = Canvas::of(&decoder, limits)?;
             decoder.set_limits(canvas.bounds()).map_err(failed)?;

@@ -16,7 +16,10 @@ use kiln_registry::{Error, HostTensor, InputContext, MediaItem, NamedTensors, Re
 /// configured, [`Error::Checkpoint`] or [`Error::Unsupported`] for a configuration that can't be
 /// followed.
 pub fn map_video(ctx: &InputContext, item: &MediaItem) -> Result<NamedTensors> {
-    map_clip(&VideoProcessorConfig::from_context(ctx)?, Clip::from_item(item)?)
+    map_clip(
+        &VideoProcessorConfig::from_context(ctx)?,
+        Clip::from_item(item)?,
+    )
 }
 
 pub(crate) fn map_clip(config: &VideoProcessorConfig, clip: Clip<'_>) -> Result<NamedTensors> {

@@ -46,6 +46,18 @@ pub(crate) fn sniff(bytes: &[u8]) -> Result<Format> {
     }
 }
 
+/// Refuses a RIFF file that is shorter than it says: its decoder would show fewer frames.
+pub(crate) fn check_whole_riff(bytes: &[u8]) -> Result<()> {
+    match bytes.get(4..8) {
+        Some(&[a, b, c, d])
+            if u32::from_le_bytes([a, b, c, d]) as usize <= bytes.len().saturating_sub(8) =>
+        {
+            Ok(())
+        }
+        _ => Err(damaged()),
+    }
+}
+
 /// The name of a container that people send, and that is not decoded here.
 fn film(bytes: &[u8]) -> Option<&'static str> {
     if bytes.get(4..8) == Some(b"ftyp") {
@@ -73,7 +85,10 @@ mod tests {
             (b"plain text", "no video"),
         ] {
             let error = sniff(bytes).unwrap_err();
-            assert!(error.is_callers_fault() && error.to_string().contains(name), "{error}");
+            assert!(
+                error.is_callers_fault() && error.to_string().contains(name),
+                "{error}"
+            );
         }
         assert_eq!(sniff(b"GIF89a").unwrap(), Format::Gif);
     }
