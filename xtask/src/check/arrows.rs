@@ -79,7 +79,8 @@ impl Floor {
             ),
             Tests => (
                 &[
-                    Registry, Picture, Modality, Parts, Model, Engine, Server, Tools, Program, Tests,
+                    Registry, Picture, Modality, Parts, Model, Engine, Server, Tools, Program,
+                    Tests,
                 ],
                 "tests may depend on anything",
             ),
