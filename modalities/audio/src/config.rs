@@ -116,7 +116,7 @@ impl FeatureExtractorConfig {
         if !RATES.contains(&config.sampling_rate) || config.n_fft < 2 {
             return Err(wrong("`sampling_rate` or `n_fft` makes no sense".into()));
         }
-        if !(config.padding_value.abs() <= 1.0) {
+        if !(-1.0..=1.0).contains(&config.padding_value) {
             return Err(wrong("`padding_value` lies between -1 and 1".into()));
         }
         Ok(config)

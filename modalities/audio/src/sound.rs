@@ -1,6 +1,6 @@
 //! An audio item: samples of one channel, and how many of them make a second.
 
-use crate::MODALITY;
+use crate::{FeatureExtractorConfig, MODALITY};
 use kiln_registry::{Error, HostTensor, MediaItem, NamedTensors, Result};
 
 /// The tensor of an item that says how many samples make a second: i64 `[1]`.
@@ -68,6 +68,14 @@ impl<'a> Sound<'a> {
             )
             .with(SAMPLING_RATE, HostTensor::i64([1], vec![i64::from(rate)])?);
         Ok(MediaItem::raw_with(MODALITY, tensors))
+    }
+
+    /// Silence as long as a sound is padded or cut to.
+    ///
+    /// # Errors
+    /// None in practice: see [`item`](Self::item).
+    pub fn longest(config: &FeatureExtractorConfig) -> Result<MediaItem> {
+        Self::item(vec![0.0; config.samples()], config.sampling_rate)
     }
 
     /// The samples, between -1 and 1.

@@ -1,6 +1,6 @@
 //! A video item: frames, and when each is shown.
 
-use crate::MODALITY;
+use crate::{FrameSampling, MODALITY};
 use kiln_registry::{Error, HostTensor, MediaItem, NamedTensors, Result};
 
 /// The tensor of an item that says when frames are shown: i64 `[frames + 1]`, milliseconds from
@@ -74,6 +74,21 @@ impl<'a> Clip<'a> {
         Ok(MediaItem::raw_with(MODALITY, tensors))
     }
 
+    /// A black video of which as many frames are taken as of any.
+    ///
+    /// # Errors
+    /// None in practice: the shape is made of the sizes.
+    pub fn longest(sampling: &FrameSampling, height: usize, width: usize) -> Result<MediaItem> {
+        let frames = sampling.most();
+        // A second more than `fps` needs, whatever its rounding.
+        let seconds = sampling.fps.map_or(1.0, |fps| frames as f64 / fps + 1.0);
+        let end = (seconds * 1000.0) as i64;
+        let times = (0..=frames as i64)
+            .map(|at| (i128::from(end) * i128::from(at) / frames as i128) as i64);
+        let pixels = vec![0; frames * height * width * 3];
+        Self::item([frames, height, width], pixels, times.collect())
+    }
+
     /// How many frames.
     pub fn frames(&self) -> usize {
         self.frames
@@ -131,6 +146,29 @@ mod tests {
         let of = |times| Clip::item([2, 1, 1], vec![7; 6], times).unwrap().hash();
         assert_eq!(of(vec![0, 40, 80]), of(vec![0, 40, 80]));
         assert_ne!(of(vec![0, 40, 80]), of(vec![0, 40, 90]));
+    }
+
+    #[test]
+    fn the_longest_reaches_the_most() {
+        for (num_frames, fps, max_frames) in [
+            (None, None, None),
+            (Some(7), None, None),
+            (None, Some(0.3), Some(9)),
+            (None, Some(1e-6), None),
+            (None, Some(240.0), Some(3)),
+        ] {
+            let sampling = FrameSampling {
+                num_frames,
+                fps,
+                max_frames,
+            };
+            let item = Clip::longest(&sampling, 2, 3).unwrap();
+            let clip = Clip::from_item(&item).unwrap();
+            assert_eq!(
+                sampling.count(clip.frames(), clip.seconds()),
+                sampling.most()
+            );
+        }
     }
 
     #[test]

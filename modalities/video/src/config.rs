@@ -7,8 +7,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 const FILE: &str = "video_preprocessor_config.json";
-/// Far above any context, and low enough that no product overflows.
-const MOST_FRAMES: usize = 1 << 16;
+/// Far above any context, and low enough that dummy data of so many frames fits.
+const MOST_FRAMES: usize = 4096;
 
 /// Keys of an image processor that mean nothing, or something else, for a frame.
 const NOT_FOR_FRAMES: [&str; 3] = ["image_grid_pinpoints", "feature_extractor_type", "do_pad"];

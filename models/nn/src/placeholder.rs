@@ -1,9 +1,10 @@
 //! The token that stands for an item of a modality in a prompt, and what it becomes.
 
 use kiln_registry::{
-    Error, Expansion, InputContext, MediaItem, MediaKind, ProcessedInputs, Result,
-    expand_placeholders,
+    DummyInputs, Error, Expansion, InputContext, MediaItem, MediaKind, ProcessedInputs, Prompt,
+    Result, expand_placeholders,
 };
+use std::iter::repeat_n;
 
 /// A modality's placeholder token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +49,21 @@ impl Placeholder {
             .collect::<Result<Vec<_>>>()?;
         let token = self.token(ctx)?;
         expand_placeholders(prompt, self.modality, self.token_id, &token, expansions)
+    }
+
+    /// Dummy inputs with so many more items, each with its placeholder.
+    #[must_use]
+    pub fn more_dummies(
+        &self,
+        mut inputs: DummyInputs,
+        item: &MediaItem,
+        count: usize,
+    ) -> DummyInputs {
+        if let Prompt::Tokens(ids) = &mut inputs.prompt {
+            ids.extend(repeat_n(self.token_id, count));
+        }
+        inputs.items.extend(repeat_n(item.clone(), count));
+        inputs
     }
 
     /// The token as text, for prompts and messages.

@@ -122,11 +122,12 @@ impl VlmConfig {
     /// None in practice: the size always fits the data.
     pub fn dummy_images(&self, count: usize, height: usize, width: usize) -> Result<DummyInputs> {
         let picture = HostTensor::u8([height, width, 3], vec![0; height * width * 3])?;
+        let none = DummyInputs {
+            prompt: Prompt::Tokens(vec![]),
+            items: vec![],
+        };
         let item = MediaItem::raw("image", picture);
-        Ok(DummyInputs {
-            prompt: Prompt::Tokens(vec![self.image_token_id; count]),
-            items: vec![item; count],
-        })
+        Ok(self.image().more_dummies(none, &item, count))
     }
 }
 

@@ -43,12 +43,12 @@ impl Tree {
     }
 
     fn make(&self, name: &str, like: Like) -> Result<Made> {
-        scaffold(&self.0, name, Some(like), None)
+        scaffold(&self.0, name, Some(like), &[], None)
     }
 
     fn error(&self, name: &str, like: Option<Like>, config: Option<&Value>) -> String {
         let before = self.files();
-        let error = scaffold(&self.0, name, like, config).err();
+        let error = scaffold(&self.0, name, like, &[], config).err();
         assert!(self.files() == before, "{name}: something was left behind");
         error
             .unwrap_or_else(|| panic!("{name} was not refused"))
@@ -260,7 +260,7 @@ fn a_checkpoint_gives_the_tiny_test_its_switches() {
         "vision_feature_layer": -12,
     });
     let tree = Tree::new("from");
-    let made = scaffold(&tree.0, "made-up-gloss", None, Some(&real)).unwrap();
+    let made = scaffold(&tree.0, "made-up-gloss", None, &[], Some(&real)).unwrap();
     assert_eq!(
         made.name.architecture,
         "MadeUpGlossForConditionalGeneration"
@@ -313,5 +313,82 @@ fn a_checkpoint_gives_the_tiny_test_its_switches() {
     assert!(
         tree.error("made-up-other", None, Some(&misnamed))
             .contains("is no name")
+    );
+}
+
+#[test]
+fn modalities_beside_images_bring_their_parts() {
+    use Modality::{Audio, Image, Video};
+    let tree = Tree::new("modalities");
+    let before = tree.files();
+    for (modalities, present, absent) in [
+        (&[Image][..], &[][..], &["video", "audio"][..]),
+        (&[Image, Video], &["video"], &["audio"]),
+        (&[Audio, Image], &["audio"], &["video"]),
+        (&[Image, Video, Audio], &["video", "audio"], &[]),
+    ] {
+        scaffold(&tree.0, "made-up-av", Some(Like::Llava), modalities, None).unwrap();
+        let read = |file: &str| tree.read(&format!("models/made-up-av/{file}"));
+        let (lib, test) = (read("src/lib.rs"), read("tests/tiny/main.rs"));
+        let config: Value = serde_json::from_str(&read("tests/tiny/config.json")).unwrap();
+        let manifest = read("Cargo.toml");
+        for (names, there) in [(present, true), (absent, false)] {
+            for name in names {
+                for (text, words) in [
+                    (&lib, format!("        .{name}({name}::SUPPORT)\n")),
+                    (&lib, format!("mod {name};\n")),
+                    (&lib, format!("kiln_{name}::MODALITY => ")),
+                    (&test, format!("mod {name};\n")),
+                    (&manifest, format!("kiln-{name}.workspace = true\n")),
+                ] {
+                    assert_eq!(text.contains(&words), there, "{words} in {modalities:?}");
+                }
+                let key = format!("{name}_token_index");
+                assert_eq!(config.get(key).is_some(), there, "{name}");
+            }
+        }
+        let folder = tree.0.join("models/made-up-av/tests/parity");
+        assert_eq!(folder.exists(), present.is_empty());
+        unscaffold(&tree.0, "made-up-av", false).unwrap();
+        assert!(tree.files() == before, "{modalities:?}");
+    }
+    for (like, modalities, words) in [
+        (Like::Llava, &[Image, Image][..], "named twice"),
+        (Like::Llava, &[Audio], "add image"),
+        (Like::LlavaNext, &[Video], "add image"),
+        (Like::LlavaNext, &[Image, Video], "is like llava"),
+        (Like::Text, &[Image], "takes no modality"),
+    ] {
+        let error = scaffold(&tree.0, "made-up-av", Some(like), modalities, None);
+        let error = error.err().unwrap().to_string();
+        assert!(error.contains(words), "{error}");
+        assert!(
+            tree.files() == before,
+            "{modalities:?}: something was left behind"
+        );
+    }
+}
+
+#[test]
+fn a_checkpoints_audio_tower_is_shrunk() {
+    let real = json!({
+        "architectures": ["MadeUpSoundForConditionalGeneration"], "audio_token_id": 7,
+        "audio_config": {"model_type": "qwen2_audio_encoder", "d_model": 1280, "num_hidden_layers": 32},
+        "text_config": {"model_type": "qwen2"}, "vision_config": {"model_type": "clip_vision_model"},
+    });
+    let tree = Tree::new("audio");
+    let modalities = [Modality::Image, Modality::Audio];
+    scaffold(&tree.0, "made-up-sound", None, &modalities, Some(&real)).unwrap();
+    let tiny = tree.read("models/made-up-sound/tests/tiny/config.json");
+    let tiny: Value = serde_json::from_str(&tiny).unwrap();
+    let audio = &tiny["audio_config"];
+    assert_eq!(audio["model_type"], "qwen2_audio_encoder");
+    assert_eq!(
+        (&audio["d_model"], &audio["encoder_layers"]),
+        (&json!(32), &json!(2))
+    );
+    assert_eq!(
+        (&tiny["audio_token_index"], tiny.get("audio_token_id")),
+        (&json!(5), None)
     );
 }

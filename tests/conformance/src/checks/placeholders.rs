@@ -21,7 +21,10 @@ pub(super) fn check(subject: &Subject, problems: &mut Vec<Problem>) -> Ran {
         foreign(subject, problems);
         return Ok(());
     }
-    for (item, id) in items.iter().zip(subject.placeholders.values()) {
+    for item in &items {
+        let Some(id) = subject.placeholders.get(item.modality()) else {
+            continue;
+        };
         let item = [item.clone()];
         let words = subject.words(0, 5);
         let twice = [&words[..], &[*id], &words, &[*id]].concat();
