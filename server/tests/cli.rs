@@ -123,6 +123,40 @@ fn models_lists_what_the_features_link() {
     assert!(table.contains("architecture"), "{table}");
 }
 
+/// The README's table and `kiln models` say the same of every model.
+#[cfg(feature = "all-models")]
+#[test]
+fn models_lists_what_the_readme_does() {
+    let readme = std::fs::read_to_string(repo("README.md")).unwrap();
+    let table = readme.lines().skip_while(|l| !l.starts_with("| feature |"));
+    let rows = table.skip(2).take_while(|l| l.starts_with('|'));
+    let mut told: Vec<(String, String)> = rows
+        .flat_map(|row| {
+            let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+            let architectures = cells[2].split('`').skip(1).step_by(2);
+            let say = |name: &str| (name.to_owned(), cells[3].to_owned());
+            architectures.map(say).collect::<Vec<_>>()
+        })
+        .collect();
+    let out = kiln(&["models", "--json"]);
+    let listed: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    let mut linked: Vec<(String, String)> = vec![];
+    for model in listed["models"].as_array().unwrap() {
+        let names = model["modalities"].as_array().unwrap().iter();
+        let names: Vec<_> = names.map(|m| m["name"].as_str().unwrap()).collect();
+        let modalities = [&["text"], &names[..]].concat().join(", ");
+        for architecture in model["architectures"].as_array().unwrap() {
+            linked.push((
+                architecture.as_str().unwrap().to_owned(),
+                modalities.clone(),
+            ));
+        }
+    }
+    told.sort();
+    linked.sort();
+    assert_eq!(told, linked);
+}
+
 #[test]
 fn a_wrong_input_says_what_is_wrong_and_exits_with_2_or_1() {
     let broken = repo("README.md");

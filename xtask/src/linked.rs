@@ -132,23 +132,13 @@ impl List {
         Ok(())
     }
 
-    /// The file with one more line, where the order of features puts it.
-    pub(crate) fn with(&self, entry: &Entry) -> String {
-        let after = self.entries.iter().filter(|e| e.feature < entry.feature);
-        let mut lines = self.lines.clone();
-        lines.insert(self.first + after.count(), format!("    {entry}"));
-        lines.join("\n")
-    }
-
-    /// The file without the lines of a feature.
-    pub(crate) fn without(&self, feature: &str) -> String {
-        let own = |at: usize| {
-            let entry = at.checked_sub(self.first).and_then(|i| self.entries.get(i));
-            entry.is_some_and(|entry| entry.feature == feature)
-        };
-        let kept = self.lines.iter().enumerate().filter(|(at, _)| !own(*at));
-        let kept: Vec<_> = kept.map(|(_, line)| line.as_str()).collect();
-        kept.join("\n")
+    /// The file with other lines.
+    pub(crate) fn replaced(&self, entries: &[Entry]) -> String {
+        let (before, rest) = self.lines.split_at(self.first);
+        let behind = rest.iter().skip(self.entries.len()).cloned();
+        let lines = entries.iter().map(|entry| format!("    {entry}"));
+        let all = before.iter().cloned().chain(lines).chain(behind);
+        all.collect::<Vec<_>>().join("\n")
     }
 }
 
@@ -173,19 +163,12 @@ mod tests {
     }
 
     #[test]
-    fn a_line_comes_and_goes() {
+    fn lines_are_replaced() {
         let list = List::parse(TEXT).unwrap();
-        for (feature, at) in [("a", 2), ("c", 3), ("z", 4)] {
-            let entry = Entry {
-                feature: feature.to_owned(),
-                krate: format!("kiln_{feature}"),
-                architectures: vec!["XForCausalLM".to_owned()],
-            };
-            let with = list.with(&entry);
-            assert_eq!(with.lines().nth(at).unwrap().trim(), entry.to_string());
-            let back = List::parse(&with).unwrap().without(feature);
-            assert_eq!(back, TEXT, "{feature}");
-        }
+        assert_eq!(list.replaced(list.entries()), TEXT);
+        let one = list.replaced(&list.entries()[1..]);
+        assert_eq!(List::parse(&one).unwrap().entries(), &list.entries()[1..]);
+        assert!(one.ends_with("\n}\nfn f() {\n}\n"), "{one}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! does the work; what needs Python stays out of the tests and out of CI.
 
 mod check;
+mod generate;
 mod linked;
 mod new_model;
 mod trace_parity;
@@ -30,6 +31,8 @@ enum Task {
     /// Check the tree's structure: arrows between crates, documented modules, no architecture in
     /// the core, lists that agree.
     Check(check::Args),
+    /// Write the list of linked crates and the README's table anew, from the model crates.
+    Generate,
     /// Scaffold a model crate that compiles, registers and passes its own test.
     NewModel(new_model::NewArgs),
     /// Take a scaffolded model crate out again, to the byte.
@@ -86,6 +89,7 @@ fn main() -> Result<()> {
         }
         Task::NewModel(_) | Task::RemoveModel(_) => return Ok(()),
         Task::Check(args) => return check::run(root, args),
+        Task::Generate => return generate::run(root),
         Task::Fixtures(rest) => script("fixtures.py", rest, &["--out", "tests/fixtures"]),
         Task::PillowGoldens(rest) => script("pillow_goldens.py", rest, &[]),
         Task::VideoGoldens(rest) => script("video_goldens.py", rest, &[]),

@@ -1,7 +1,8 @@
 //! The lists that name every model, before and after: manifests, the linked crates, the README.
 
+use super::manifest;
 use super::name::Name;
-use super::{Like, manifest, readme};
+use crate::generate::{self, Model, README};
 use crate::linked;
 use anyhow::{Context, Result};
 use std::fs;
@@ -10,7 +11,6 @@ use toml_edit::{DocumentMut, Item, Table};
 
 const ROOT: &str = "Cargo.toml";
 const SERVER: &str = "server/Cargo.toml";
-const README: &str = "README.md";
 
 /// The texts of the four files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +19,7 @@ pub(super) struct Edits {
     server: String,
     linked: String,
     readme: String,
+    models: Vec<Model>,
 }
 
 impl Edits {
@@ -31,6 +32,7 @@ impl Edits {
             server: read(SERVER)?,
             linked: read(linked::FILE)?,
             readme: read(README)?,
+            models: generate::models(root)?,
         })
     }
 
@@ -52,26 +54,21 @@ impl Edits {
     ///
     /// # Errors
     /// When a file has another form, or names the model or its architecture already.
-    pub(super) fn with(&self, name: &Name, like: Like) -> Result<Self> {
+    pub(super) fn with(&self, name: &Name, new: Model) -> Result<Self> {
         let list = linked::List::parse(&self.linked).context(linked::FILE)?;
-        let architecture = &name.architecture;
-        list.ensure_free(architecture)?;
-        let models: Vec<_> = list.entries().iter().map(|e| e.feature.clone()).collect();
-        let entry = linked::Entry {
-            feature: name.kebab.clone(),
-            krate: name.krate(),
-            architectures: vec![architecture.clone()],
-        };
-        Ok(Self {
-            root: edit(&self.root, |document| add_member(document, name)).context(ROOT)?,
-            server: edit(&self.server, |document| {
-                add_feature(document, name, &models)
+        list.ensure_free(&name.architecture)?;
+        let features: Vec<_> = self.models.iter().map(|m| m.feature.clone()).collect();
+        let mut models = self.models.clone();
+        let at = models.partition_point(|m| m.feature < new.feature);
+        models.insert(at, new);
+        self.made(
+            models,
+            edit(&self.root, |document| add_member(document, name)).context(ROOT)?,
+            edit(&self.server, |document| {
+                add_feature(document, name, &features)
             })
             .context(SERVER)?,
-            linked: list.with(&entry),
-            readme: readme::with(&self.readme, &name.kebab, architecture, like.folder())
-                .context(README)?,
-        })
+        )
     }
 
     /// Without a model's lines.
@@ -79,12 +76,22 @@ impl Edits {
     /// # Errors
     /// When a file has another form, or does not name the model.
     pub(super) fn without(&self, name: &Name) -> Result<Self> {
-        let list = linked::List::parse(&self.linked).context(linked::FILE)?;
+        let mut models = self.models.clone();
+        models.retain(|model| model.feature != name.kebab);
+        self.made(
+            models,
+            edit(&self.root, |document| take_member(document, name)).context(ROOT)?,
+            edit(&self.server, |document| take_feature(document, name)).context(SERVER)?,
+        )
+    }
+
+    fn made(&self, models: Vec<Model>, root: String, server: String) -> Result<Self> {
         Ok(Self {
-            root: edit(&self.root, |document| take_member(document, name)).context(ROOT)?,
-            server: edit(&self.server, |document| take_feature(document, name)).context(SERVER)?,
-            linked: list.without(&name.kebab),
-            readme: readme::without(&self.readme, &name.kebab),
+            root,
+            server,
+            linked: generate::list(&self.linked, &models).context(linked::FILE)?,
+            readme: generate::readme(&self.readme, &models).context(README)?,
+            models,
         })
     }
 }

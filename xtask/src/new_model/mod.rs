@@ -10,12 +10,12 @@ mod name;
 mod out_of_tree;
 mod own_config;
 mod parity;
-mod readme;
 mod seal;
 mod sources;
 #[cfg(test)]
 mod tests;
 
+use crate::generate;
 use anyhow::{Context, Result, bail, ensure};
 use edits::Edits;
 use modality::Modality;
@@ -132,6 +132,15 @@ struct Made {
 }
 
 impl Made {
+    /// The crate as the lists have it.
+    fn model(&self, files: &Files) -> Result<generate::Model> {
+        let text = |content: &[u8]| String::from_utf8_lossy(content).into_owned();
+        let manifest = files.get("Cargo.toml").context("no manifest")?;
+        let sources = files.iter().filter(|(file, _)| file.starts_with("src/"));
+        let sources: Vec<_> = sources.map(|(_, content)| text(content)).collect();
+        generate::Model::parse(&self.name.kebab, &text(manifest), &sources)
+    }
+
     fn in_the_tree(&self) -> String {
         let (name, like) = (&self.name, self.like.folder());
         let kebab = &name.kebab;
@@ -219,7 +228,8 @@ fn scaffold(
         "../../..",
     )?;
     let before = Edits::read(root)?;
-    let after = before.with(&made.name, made.like)?;
+    let model = made.model(&files).context("the new crate")?;
+    let after = before.with(&made.name, model)?;
     let written = write(&folder, &files).and_then(|()| seal::seal(&folder));
     if let Err(error) = written.and_then(|()| after.write(root)) {
         // Half a crate helps nobody, and this one was not there before.

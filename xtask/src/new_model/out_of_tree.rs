@@ -63,13 +63,13 @@ fn fill(
         &from_tests,
     )?;
     let name = &made.name;
-    list.ensure_free(&name.architecture)?;
     if list.entries().iter().any(|e| e.feature == name.kebab) {
         bail!(
             "`{}` is one of Kiln's own models: take another name",
             name.kebab
         );
     }
+    list.ensure_free(&name.architecture)?;
     let manifest = model.get("Cargo.toml").context("the model's manifest")?;
     let needed = dependencies(std::str::from_utf8(manifest)?)?;
     let mut files: Files = bytes(workspace(root, &made.name, &kiln, &needed, &list)?).collect();

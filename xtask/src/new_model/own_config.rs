@@ -207,7 +207,7 @@ impl Key {
         let (kind, default) = typed(value);
         let shown = value.to_string();
         let about = if shown.len() <= 60 {
-            format!("`{key}`: {shown} there.")
+            format!("`{key}`: {shown} in that checkpoint.")
         } else {
             format!("`{key}`.")
         };

@@ -50,7 +50,7 @@ pub(super) fn files(root: &Path, name: &Name, like: Like, place: Place) -> Resul
     }
     let cargo = fs::read_to_string(folder.join("Cargo.toml"))
         .with_context(|| format!("models/{from}/Cargo.toml"))?;
-    files.insert("Cargo.toml".to_owned(), package(&cargo, name, place)?);
+    files.insert("Cargo.toml".to_owned(), package(&cargo, name, from, place)?);
     let test = if like == Like::Text { TEXT } else { IMAGE };
     let test = words(test, "kiln_model", &name.krate());
     let test = test.replacen("//! kiln-model", &format!("//! {}", name.package()), 1);
@@ -159,17 +159,23 @@ fn words(text: &str, from: &str, to: &str) -> String {
 }
 
 /// The manifest of the crate it is like, under the new name, with what its test needs.
-fn package(manifest: &str, name: &Name, place: Place) -> Result<String> {
+fn package(manifest: &str, name: &Name, like: &str, place: Place) -> Result<String> {
     let mut document: DocumentMut = manifest.parse().context("the manifest to start from")?;
     let package = manifest::table(&mut document, &["package"])?;
     package["name"] = value(name.package());
     package["description"] = value(format!("{} for Kiln", name.camel()));
+    let kiln = manifest::table(&mut document, &["package", "metadata", "kiln"])?;
     ensure!(
-        !package.contains_key("metadata"),
-        "the manifest to start from has metadata: it is a scaffold itself"
+        kiln.get("scaffold").is_none(),
+        "the crate to start from is a scaffold itself"
     );
-    if place == Place::Tree {
-        package.insert("metadata", Item::Table(metadata()));
+    kiln["parts"] = value(format!("as `{like}`"));
+    match place {
+        Place::Tree => add_seal(kiln),
+        // There is no table to say it in.
+        Place::Outside => {
+            manifest::table(&mut document, &["package"])?.remove("metadata");
+        }
     }
     let dependencies: Vec<String> = manifest::table(&mut document, &["dependencies"])?
         .iter()
@@ -200,18 +206,15 @@ fn from_workspace() -> Item {
     Item::Table(dependency)
 }
 
-/// The table that holds the seal.
-fn metadata() -> Table {
-    let mut kiln = Table::new();
-    kiln.decor_mut().set_prefix(
-        "\n# Lets `cargo xtask remove-model` tell an untouched crate. Take the table out when the crate \
-         is yours.\n",
-    );
+/// The line that holds the seal.
+fn add_seal(kiln: &mut Table) {
     kiln.insert("scaffold", value(""));
-    let mut metadata = Table::new();
-    metadata.set_implicit(true);
-    metadata.insert("kiln", Item::Table(kiln));
-    metadata
+    if let Some(mut key) = kiln.key_mut("scaffold") {
+        key.leaf_decor_mut().set_prefix(
+            "# Lets `cargo xtask remove-model` tell an untouched crate. Take the line out when the crate \
+             is yours.\n",
+        );
+    }
 }
 
 #[cfg(test)]

@@ -12,8 +12,8 @@ struct Tree(PathBuf);
 impl Tree {
     /// The lists, the crates that a new one may be like, and models/nn.
     fn new(test: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("kiln-xtask-{}-{test}", std::process::id()));
-        fs::remove_dir_all(&folder).ok();
+        let tree = Self::empty(test);
+        let folder = &tree.0;
         for file in [
             "Cargo.toml",
             "README.md",
@@ -29,6 +29,13 @@ impl Tree {
         }
         let at = "xtask/templates/parity";
         copy_all(&crate::root().join(at), &folder.join(at));
+        tree
+    }
+
+    fn empty(test: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("kiln-xtask-{}-{test}", std::process::id()));
+        fs::remove_dir_all(&folder).ok();
+        fs::create_dir_all(&folder).unwrap();
         Self(folder)
     }
 
@@ -135,7 +142,15 @@ fn a_scaffold_adds_its_lines_and_takes_every_byte_back() {
         );
         let krate = format!("kiln_{}", name.replace('-', "_"));
         assert_eq!(new(2), [format!("{name:?} {krate} [{architecture:?}];")]);
-        let row = format!("| `{name}` | `{architecture}` | as `{}` |", like.folder());
+        let modalities = if like == Like::Text {
+            "text"
+        } else {
+            "text, image"
+        };
+        let row = format!(
+            "| `{name}` | `{architecture}` | {modalities} | as `{}` |",
+            like.folder()
+        );
         assert_eq!(new(3), [row]);
 
         let again = tree.make(name, like).err().unwrap().to_string();
@@ -248,11 +263,14 @@ fn a_checkpoint_gives_the_tiny_test_its_switches() {
         "architectures": ["MadeUpGlossForConditionalGeneration"],
         "image_grid_pinpoints": [[384, 768], [768, 384], [2304, 384], [384, 768]],
         "image_token_index": 151_646,
+        "mm_scale": 0.5,
+        "use-late-fusion": true,
         "model_type": "llava_next",
         "projector_hidden_act": "relu",
         "text_config": {
             "hidden_size": 3584, "model_type": "qwen2", "num_attention_heads": 28,
             "num_key_value_heads": 28, "rope_theta": 1e6, "tie_word_embeddings": true,
+            "logit_scale": -2, "torch_dtype": "bfloat16",
         },
         "vision_config": {
             "hidden_size": 1152, "image_size": 384, "model_type": "siglip_vision_model",
@@ -287,6 +305,31 @@ fn a_checkpoint_gives_the_tiny_test_its_switches() {
     );
     assert_eq!(tiny["vision_config"]["image_size"], 28);
 
+    // Its own keys are fields, with its values; what models/nn reads, or nothing hangs on, is none.
+    let config = tree.read("models/made-up-gloss/src/config.rs");
+    for part in [
+        "pub struct MadeUpGlossConfig",
+        "pub mm_scale: f64,",
+        "mm_scale: 0.5,",
+        "#[serde(rename = \"use-late-fusion\")]",
+        "use_late_fusion: true,",
+        "pub text_config: OwnTextConfig,",
+        "logit_scale: -2",
+    ] {
+        assert!(config.contains(part), "{part}: {config}");
+    }
+    for key in [
+        "rope_theta",
+        "dtype",
+        "hidden_size",
+        "vision_feature_layer",
+        "pinpoints",
+    ] {
+        assert!(!config.contains(key), "{key}: {config}");
+    }
+    let script = tree.read("models/made-up-gloss/tests/parity.py");
+    assert!(script.contains("MODEL_TYPE = \"llava_next\""), "{script}");
+
     let mut unknown = real.clone();
     unknown["text_config"]["model_type"] = "mamba".into();
     let error = tree.error("made-up-other", None, Some(&unknown));
@@ -314,6 +357,54 @@ fn a_checkpoint_gives_the_tiny_test_its_switches() {
         tree.error("made-up-other", None, Some(&misnamed))
             .contains("is no name")
     );
+}
+
+#[test]
+fn a_workspace_outside_the_tree_is_whole() {
+    let tree = Tree::new("outside");
+    fs::copy(crate::root().join("Cargo.lock"), tree.0.join("Cargo.lock")).unwrap();
+    let before = tree.files();
+    let outside = Tree::empty("outside-made");
+    let folder = outside.0.join("deep/made-up-vl");
+    let make = |name: &str, folder: &Path, config: Option<&Value>| {
+        out_of_tree::scaffold(&tree.0, folder, name, Some(Like::Llava), &[], config)
+    };
+    make("made-up-vl", &folder, None).unwrap();
+    assert!(tree.files() == before, "the tree was changed");
+    let manifest = outside.read("deep/made-up-vl/Cargo.toml");
+    let way = format!("../../../{}", tree.0.file_name().unwrap().display());
+    for line in [
+        "members = [\"made-up-vl\", \"server\"]".to_owned(),
+        format!("kiln-nn = {{ path = \"{way}/models/nn\" }}"),
+        format!("kiln = {{ path = \"{way}/server\", default-features = false }}"),
+        format!("cubecl-llvm = {{ path = \"{way}/vendor/cubecl-llvm\" }}"),
+        "kiln-made-up-vl = { path = \"made-up-vl\" }".to_owned(),
+    ] {
+        assert!(manifest.lines().any(|l| l == line), "{line}: {manifest}");
+    }
+    let main = outside.read("deep/made-up-vl/server/src/main.rs");
+    assert!(main.contains("use kiln_made_up_vl as _;"), "{main}");
+    let model = outside.read("deep/made-up-vl/made-up-vl/Cargo.toml");
+    assert!(!model.contains("metadata"), "nothing removes it: {model}");
+    let script = outside.read("deep/made-up-vl/made-up-vl/tests/parity.py");
+    assert!(
+        script.contains(&format!("../../{way}/xtask/python")),
+        "{script}"
+    );
+
+    // What is refused leaves nothing behind.
+    let other = outside.0.join("other");
+    let taken = json!({"architectures": ["LlavaForConditionalGeneration"], "vision_config": {}});
+    for (name, folder, config, word) in [
+        ("made-up-vl", &folder, None, "is not empty"),
+        ("llava", &other, None, "is one of Kiln's own"),
+        ("Made Up", &other, None, "is no name"),
+        ("made-up-vl", &other, Some(&taken), "is kiln_llava's"),
+    ] {
+        let error = make(name, folder, config).err().unwrap().to_string();
+        assert!(error.contains(word), "{error}");
+        assert!(!other.exists(), "{name}");
+    }
 }
 
 #[test]
@@ -391,4 +482,8 @@ fn a_checkpoints_audio_tower_is_shrunk() {
         (&tiny["audio_token_index"], tiny.get("audio_token_id")),
         (&json!(5), None)
     );
+    let mut unknown = real;
+    unknown["audio_config"]["model_type"] = "wav2vec2".into();
+    let error = tree.error("made-up-other", None, Some(&unknown));
+    assert!(error.contains("no `wav2vec2`"), "{error}");
 }

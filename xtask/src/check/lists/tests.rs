@@ -15,38 +15,20 @@ kiln-a = { workspace = true, optional = true }
 kiln-b-c = { workspace = true, optional = true }
 "#;
 
-const TABLE: &str = "# X\n\n| other |\n|---|\n| `x` |\n\n\
-    | feature | architectures | parts |\n|---|---|---|\n\
-    | `a` | `AForCausalLM` | {x} |\n\
-    | `b-c` | `BForCausalLM`, `CForCausalLM` | `y` |\n\nAll.\n";
-
 fn lists() -> Lists {
-    let model = |feature: &str, architectures: &[&str], cuda| Model {
-        folder: format!("models/{feature}"),
+    let model = |feature: &str, cuda| Model {
         feature: feature.to_owned(),
         package: format!("kiln-{feature}"),
-        architectures: architectures.iter().map(|a| (*a).to_owned()).collect(),
+        architectures: vec![],
+        modalities: vec![],
+        parts: String::new(),
         cuda,
     };
-    let models = vec![
-        model("a", &["AForCausalLM"], true),
-        model("b-c", &["BForCausalLM", "CForCausalLM"], false),
-    ];
-    let linked = models.iter().map(|m| linked::Entry {
-        feature: m.feature.clone(),
-        krate: m.package.replace('-', "_"),
-        architectures: m.architectures.clone(),
-    });
     Lists {
-        folders: models
-            .iter()
-            .map(|m| m.folder.clone())
-            .chain(["models/nn".to_owned()])
-            .collect(),
-        linked: linked.collect(),
+        models: vec![model("a", true), model("b-c", false)],
+        members: ["a", "b-c", "nn"].map(str::to_owned).into(),
         server: TOML.parse().unwrap(),
-        readme: table(TABLE),
-        models,
+        generated: vec![("list.rs", "x\ny\n".to_owned(), "x\ny\n".to_owned())],
     }
 }
 
@@ -65,26 +47,17 @@ fn lists_that_agree_pass() {
 }
 
 #[test]
-fn the_list_of_linked_crates() {
-    let removed = fault(|l| drop(l.linked.remove(0)));
-    assert!(
-        removed.contains("linked.rs: does not link kiln-a;"),
-        "{removed}"
+fn a_generated_file_that_is_not_current() {
+    let said = fault(|l| l.generated[0].2 = "x\nz\ny\n".to_owned());
+    assert_eq!(
+        said,
+        "list.rs: has `y` where the model crates say `z`; run `cargo xtask generate`"
     );
+    let said = fault(|l| l.generated[0].1.push('z'));
     assert!(
-        removed.contains("`\"a\" kiln_a [\"AForCausalLM\"];`"),
-        "{removed}"
+        said.contains("has `z` where the model crates say ``"),
+        "{said}"
     );
-    let twice = fault(|l| l.linked.push(l.linked[0].clone()));
-    assert!(twice.contains("2 lines for kiln-a"), "{twice}");
-    let other = fault(|l| l.linked[1].architectures[0] = "XForCausalLM".to_owned());
-    assert!(other.contains("but the crate submits"), "{other}");
-    let mixed = fault(|l| l.linked[0].krate = "kiln_x".to_owned());
-    assert!(mixed.contains("links kiln_x by the feature `a`"), "{mixed}");
-    // Their order is free.
-    let mut swapped = lists();
-    swapped.linked[1].architectures.reverse();
-    assert_eq!(check(&swapped), []);
 }
 
 #[test]
@@ -121,55 +94,16 @@ fn the_features_of_the_binary() {
 }
 
 #[test]
-fn the_table_of_the_readme() {
-    for (from, to, says) in [
-        ("| `a` | `AForCausalLM` | {x} |\n", "", "no row for `a`"),
-        ("`BForCausalLM`, ", "", "gives `b-c` the architectures"),
-        (
-            "| `b-c`",
-            "| `a` | `AForCausalLM` | |\n| `b-c`",
-            "has `a` twice",
-        ),
-        (
-            "| `b-c`",
-            "| `z` | `Z` | |\n| `b-c`",
-            "there is no crate models/z",
-        ),
-    ] {
-        let text = TABLE.replacen(from, to, 1);
-        let said = fault(|l| l.readme = table(&text));
-        assert!(said.starts_with("README.md: "), "{said}");
-        assert!(said.contains(says), "{said}");
-    }
-}
-
-#[test]
 fn what_is_no_crate() {
-    let folder = fault(|l| l.folders.extend(["models/lost".to_owned()]));
+    let folder = fault(|l| l.members.retain(|member| member != "a"));
     assert!(
-        folder.starts_with("models/lost/Cargo.toml: is no member"),
+        folder.starts_with("models/a/Cargo.toml: is no member"),
         "{folder}"
     );
-    let stranger = linked::Entry {
-        feature: "z".to_owned(),
-        krate: "kiln_z".to_owned(),
-        architectures: vec!["Z".to_owned()],
-    };
-    let listed = fault(|l| l.linked.push(stranger));
-    assert!(listed.contains("no crate models/z"), "{listed}");
     let text = TOML.replacen("[\"a\",", "[\"z\", \"a\",", 1);
     let feature = fault(|l| l.server = text.parse().unwrap());
     assert!(
         feature.contains("server/Cargo.toml: names the model `z`"),
         "{feature}"
     );
-}
-
-#[test]
-fn architectures_are_read_from_the_registration() {
-    let source = "//! ModelEntry::new::<X>(a, &[\"Doc\"])\ninventory::submit! {\n    \
-        ModelEntry::new::<Y>(\n        env!(\"CARGO_PKG_NAME\"),\n        &[\"A\", \"B\"],\n    )\n}\n\
-        #[cfg(test)]\nmod tests {\n    ModelEntry::new::<Z>(x, &[\"Test\"])\n}\n";
-    assert_eq!(submitted(source), ["A", "B"]);
-    assert_eq!(submitted("fn main() {}"), [] as [&str; 0]);
 }
