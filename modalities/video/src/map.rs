@@ -30,7 +30,9 @@ pub(crate) fn map_clip(config: &VideoProcessorConfig, clip: Clip<'_>) -> Result<
         let picture = RgbImage8::new(clip.width(), clip.height(), frame)?;
         let mapped = map_rgb(&config.frame, &picture)?;
         let ([_, _, height, width], values) = mapped.require_f32::<4>("pixel_values")?;
-        pixels.reserve_exact(values.len() * (indices.len() - pixels.len() / values.len().max(1)));
+        if pixels.is_empty() {
+            pixels.reserve_exact(values.len() * indices.len());
+        }
         pixels.extend_from_slice(values);
         size = Some((height, width));
     }

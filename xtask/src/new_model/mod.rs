@@ -184,7 +184,8 @@ fn crate_files(
     let name = Name::new(name, like, config)?;
     let mut texts = sources::files(root, &name, like, place)?;
     modality::add(modalities, &mut texts)?;
-    own_config::add(root, &name, like, config, &mut texts)?;
+    let unread = config.map(|config| modality::unread(config, modalities));
+    own_config::add(root, &name, like, unread.as_ref(), &mut texts)?;
     let tiny = config::tiny(root, &name, like, config)?;
     let tiny = modality::config(&tiny, modalities)?;
     texts.insert("tests/tiny/config.json".to_owned(), tiny);

@@ -161,6 +161,25 @@ pub(super) fn config(text: &str, modalities: &[Modality]) -> Result<String> {
     Ok(serde_json::to_string_pretty(&config)? + "\n")
 }
 
+/// A checkpoint's configuration without the keys that the modalities' own modules read.
+pub(super) fn unread(config: &Value, modalities: &[Modality]) -> Value {
+    let mut config = config.clone();
+    let read: &[(Modality, &[&str])] = &[
+        (Modality::Video, &["video_token_id", "video_token_index"]),
+        (
+            Modality::Audio,
+            &["audio_config", "audio_token_id", "audio_token_index"],
+        ),
+    ];
+    let read = read.iter().filter(|(m, _)| modalities.contains(m));
+    if let Some(object) = config.as_object_mut() {
+        for key in read.flat_map(|(_, keys)| *keys) {
+            object.remove(*key);
+        }
+    }
+    config
+}
+
 /// `lib.rs` with the modalities.
 fn using(lib: &str, parts: &[Part]) -> Result<String> {
     let each = |line: &dyn Fn(&Part) -> String| parts.iter().map(line).collect::<String>();

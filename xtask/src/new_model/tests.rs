@@ -214,7 +214,7 @@ fn what_is_no_name_or_is_taken_is_refused() {
         let error = tree.error(name, None, None);
         assert!(error.contains("is no name"), "{name}: {error}");
     }
-    for name in ["nn", "all-models", "cuda", "engine"] {
+    for name in ["nn", "all-models", "cuda", "engine", "video", "audio"] {
         let error = tree.error(name, None, None);
         assert!(error.contains("has a meaning"), "{name}: {error}");
     }
@@ -482,6 +482,8 @@ fn a_checkpoints_audio_tower_is_shrunk() {
         (&tiny["audio_token_index"], tiny.get("audio_token_id")),
         (&json!(5), None)
     );
+    let own = tree.read("models/made-up-sound/src/config.rs");
+    assert!(!own.contains("audio_"), "{own}");
     let mut unknown = real;
     unknown["audio_config"]["model_type"] = "wav2vec2".into();
     let error = tree.error("made-up-other", None, Some(&unknown));
