@@ -23,10 +23,8 @@ impl Tree {
         ] {
             copy(&crate::root().join(file), &folder.join(file));
         }
-        for model in ["nn", "llava", "llava-next", "text"] {
-            let at = Path::new("models").join(model);
-            copy_all(&crate::root().join(&at), &folder.join(&at));
-        }
+        // All of them: the lists are made of the crates.
+        copy_all(&crate::root().join("models"), &folder.join("models"));
         let at = "xtask/templates/parity";
         copy_all(&crate::root().join(at), &folder.join(at));
         tree
