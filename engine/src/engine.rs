@@ -1,8 +1,9 @@
 //! The engine as a program holds it: load a checkpoint, send requests, read events.
 
+use crate::SamplingParams;
 use crate::executor::Executor;
 use crate::loaded::{LoadedModel, ModelOptions};
-use crate::pipeline::InputPipeline;
+use crate::pipeline::{InputPipeline, Prepared};
 use crate::profile::{CacheOptions, MemoryProfile, profile};
 use crate::request::{Generation, Request};
 use crate::sequence::Admitted;
@@ -25,6 +26,10 @@ pub struct EngineOptions {
     pub cache: CacheOptions,
     /// Requests that may wait, those in preparation included.
     pub max_queue: usize,
+    /// Whether the memory of each step is counted, for [`EngineStats::largest_step_bytes`]. The
+    /// whole process is counted, and counted anew from each step on: for a program that has one
+    /// engine and does nothing else meanwhile.
+    pub measure_steps: bool,
 }
 
 impl Default for EngineOptions {
@@ -33,6 +38,7 @@ impl Default for EngineOptions {
             model: ModelOptions::default(),
             cache: CacheOptions::default(),
             max_queue: 256,
+            measure_steps: false,
         }
     }
 }
@@ -44,7 +50,7 @@ pub struct Engine {
     profile: MemoryProfile,
     stats: Arc<Stats>,
     max_queue: u64,
-    inbox: Option<UnboundedSender<Admitted>>,
+    inbox: Option<UnboundedSender<Vec<Admitted>>>,
     worker: Option<JoinHandle<()>>,
 }
 
@@ -85,6 +91,7 @@ impl Engine {
             profile.max_model_len,
             stats.clone(),
             outbox,
+            options.measure_steps,
         );
         let worker = std::thread::Builder::new()
             .name("kiln-engine".to_owned())
@@ -106,16 +113,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Overloaded`] when too many wait.
     pub fn generate(&self, request: Request) -> Result<Generation> {
-        let waiting = self.stats.waiting.load(Relaxed) + self.stats.preparing.load(Relaxed);
-        if waiting >= self.max_queue {
-            return Err(Error::Overloaded(format!(
-                "{waiting} requests are waiting already: try again later"
-            )));
-        }
-        let inbox = self
-            .inbox
-            .clone()
-            .ok_or_else(|| Error::internal("the engine has stopped"))?;
+        let inbox = self.inbox()?;
         let (events, receiver) = unbounded_channel();
         self.stats.preparing.fetch_add(1, Relaxed);
         let (pipeline, stats) = (self.pipeline.clone(), self.stats.clone());
@@ -132,7 +130,7 @@ impl Engine {
                         sampling: request.sampling,
                         events: events.clone(),
                     };
-                    match inbox.send(admitted) {
+                    match inbox.send(vec![admitted]) {
                         Ok(()) => return,
                         Err(_) => Error::internal("the engine has stopped"),
                     }
@@ -143,6 +141,54 @@ impl Engine {
             let _ = events.send(Err(failure));
         });
         Ok(Generation::new(receiver))
+    }
+
+    /// Takes what [`InputPipeline::prepare`] made of requests, all at once: nothing is left to the
+    /// media pool, and none runs before all are there.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate), and [`Error::InvalidInput`] for sampling parameters out of
+    /// range. Either all are taken or none.
+    pub fn generate_prepared(
+        &self,
+        requests: Vec<(Prepared, SamplingParams)>,
+    ) -> Result<Vec<Generation>> {
+        for (_, sampling) in &requests {
+            sampling.validate(self.pipeline.shape.vocab_size)?;
+        }
+        let inbox = self.inbox()?;
+        let count = requests.len() as u64;
+        let (admitted, generations): (Vec<_>, Vec<_>) = requests
+            .into_iter()
+            .map(|(prepared, sampling)| {
+                let (events, receiver) = unbounded_channel();
+                let admitted = Admitted {
+                    prepared,
+                    sampling,
+                    events,
+                };
+                (admitted, Generation::new(receiver))
+            })
+            .unzip();
+        self.stats.preparing.fetch_add(count, Relaxed);
+        inbox.send(admitted).map_err(|_| {
+            self.stats.preparing.fetch_sub(count, Relaxed);
+            Error::internal("the engine has stopped")
+        })?;
+        Ok(generations)
+    }
+
+    /// The way in, while not too many wait.
+    fn inbox(&self) -> Result<UnboundedSender<Vec<Admitted>>> {
+        let waiting = self.stats.waiting.load(Relaxed) + self.stats.preparing.load(Relaxed);
+        if waiting >= self.max_queue {
+            return Err(Error::Overloaded(format!(
+                "{waiting} requests are waiting already: try again later"
+            )));
+        }
+        self.inbox
+            .clone()
+            .ok_or_else(|| Error::internal("the engine has stopped"))
     }
 
     /// Where the memory goes.

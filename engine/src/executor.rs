@@ -103,6 +103,12 @@ impl Executor {
         Ok(encoded)
     }
 
+    /// Rows as wide as the model's: `[rows, hidden]`.
+    pub(crate) fn zeros(&self, rows: usize) -> Tensor<2> {
+        let shape = [rows, self.model.hidden_size()];
+        Tensor::zeros(shape, (&self.device, DType::F32))
+    }
+
     fn upload(&self, rows: &HostTensor) -> Result<Tensor<2>> {
         match (rows.shape(), rows.as_f32()) {
             ([n, hidden], Some(data)) => Ok(Tensor::from_data(

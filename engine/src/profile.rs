@@ -3,7 +3,9 @@
 
 use crate::executor::{Executor, StepInput};
 use crate::memory;
+use crate::merge::Overlay;
 use crate::pipeline::{InputPipeline, Prepared};
+use burn::tensor::Tensor;
 use kiln_registry::{Error, MediaCounts, Result};
 
 /// What bounds a step and the cache.
@@ -38,7 +40,8 @@ impl Default for CacheOptions {
 pub struct MemoryProfile {
     /// Bytes of weights.
     pub weight_bytes: usize,
-    /// The peak of activations in bytes; `None` when the blocks were given and nothing was measured.
+    /// The peak of activations in bytes, as measured and a sixteenth more; `None` when the blocks
+    /// were given and nothing was measured.
     pub activation_bytes: Option<usize>,
     /// Bytes of keys and values of one token.
     pub kv_bytes_per_token: usize,
@@ -86,7 +89,10 @@ pub(crate) fn profile(
             let budget = options
                 .memory
                 .unwrap_or_else(|| weight_bytes.saturating_add(memory::available() / 2));
-            let activations = measure(executor, pipeline, options)?.ok_or_else(|| {
+            // A sequence is no longer than the cache, and the cache is within the budget.
+            let room = budget.saturating_sub(weight_bytes) / kv_bytes_per_token.max(1);
+            let longest = longest.min(room).max(1);
+            let activations = measure(executor, pipeline, options, longest)?.ok_or_else(|| {
                 Error::unsupported(
                     "measuring memory in this program or on this device: give --kv-blocks",
                 )
@@ -123,37 +129,25 @@ pub(crate) fn profile(
     })
 }
 
-/// The peak of the largest step: a prompt of dummy data as long as a step may be, one item at its
-/// maximum in the encoder, and as many rows of logits as sequences may run. `None` where memory is
-/// not the host's to measure.
+/// The peak of the largest step. `None` where memory is not the host's to measure.
 fn measure(
     executor: &mut Executor,
     pipeline: &InputPipeline,
     options: &CacheOptions,
+    longest: usize,
 ) -> Result<Option<usize>> {
     if !executor.on_host() {
         return Ok(None);
     }
-    let tokens = options
-        .max_batched_tokens
-        .min(pipeline.context().max_model_len());
-    let dummy = dummy_inputs(pipeline, tokens)?;
-    // Once without measuring: lazily made tables and thread-local buffers are no activations.
+    let largest = LargestStep::new(pipeline, options, longest);
+    let dummy = dummy_inputs(pipeline, largest.tokens().min(longest))?;
     executor.resize(1, options.block_size);
-    step(executor, &dummy, 1, 1, options.block_size)?;
-    let blocks = tokens.div_ceil(options.block_size);
-    executor.resize(blocks, options.block_size);
-    let (result, peak) = memory::peak_of(|| {
-        step(
-            executor,
-            &dummy,
-            tokens,
-            options.max_num_seqs,
-            options.block_size,
-        )
-    });
+    // Once without measuring: lazily made tables and thread-local buffers are no activations.
+    LargestStep::default().run(executor, &dummy, options.block_size)?;
+    let (result, peak) = memory::peak_of(|| largest.run(executor, &dummy, options.block_size));
     result?;
-    Ok(peak)
+    // How many threads hold their buffers at once is chance, and was so in the one run.
+    Ok(peak.map(|bytes| bytes.saturating_add(bytes / 16)))
 }
 
 /// Dummy data through the real pipeline: one item of each modality that a prompt may have, since
@@ -192,33 +186,102 @@ pub(crate) fn dummy_inputs(pipeline: &InputPipeline, tokens: usize) -> Result<Pr
     Ok(prepared)
 }
 
-/// Encodes each item, then runs `tokens` tokens of which `rows` are asked for logits.
-fn step(
-    executor: &mut Executor,
-    dummy: &Prepared,
-    tokens: usize,
-    rows: usize,
-    block_size: usize,
-) -> Result<()> {
-    let features = dummy
-        .items
-        .iter()
-        .zip(&dummy.placeholders)
-        .map(|(item, range)| Ok(executor.encode(item, range)?.features))
-        .collect::<Result<Vec<_>>>()?;
-    let mut token_ids = dummy.token_ids.clone();
-    token_ids.resize(tokens, 0);
-    let mut input = StepInput {
-        token_ids,
-        start: 0,
-        prompt_len: tokens,
-        blocks: (0..tokens.div_ceil(block_size) as u32).collect(),
-        overlays: vec![],
-        logit_rows: rows.min(tokens),
-    };
-    for (range, features) in dummy.placeholders.iter().zip(&features) {
-        input.lay(range, features);
+/// The largest step that scheduler and worker can make.
+struct LargestStep {
+    /// New tokens of each sequence.
+    new: Vec<usize>,
+    /// Tokens that each sequence has when the step is over.
+    longest: usize,
+    /// Encoder rows that are held while one more item is encoded.
+    held: usize,
+}
+
+impl Default for LargestStep {
+    /// The smallest step.
+    fn default() -> Self {
+        Self {
+            new: vec![1],
+            longest: 1,
+            held: 0,
+        }
     }
-    executor.run(vec![input])?;
-    Ok(())
+}
+
+impl LargestStep {
+    /// As many sequences as may run, each at its longest: block tables and context are widest. One
+    /// new token each; the first ones take what the step has left.
+    fn new(pipeline: &InputPipeline, options: &CacheOptions, longest: usize) -> Self {
+        let sequences = options.max_num_seqs.min(options.max_batched_tokens);
+        let mut left = options.max_batched_tokens - sequences;
+        let new: Vec<usize> = (0..sequences)
+            .map(|_| {
+                let more = left.min(longest - 1);
+                left -= more;
+                1 + more
+            })
+            .collect();
+        // Rows are held of all items of the request that an earlier step began (they fit its
+        // context), of the items that lie in this step as a whole, and of the one that is encoded.
+        let limits = pipeline.context().limits();
+        let of_a_request = pipeline
+            .max_tokens()
+            .iter()
+            .map(|(modality, most)| limits.get(modality).saturating_mul(*most))
+            .fold(0, usize::saturating_add)
+            .min(longest);
+        let held = match of_a_request {
+            0 => 0,
+            rows => rows + new.iter().sum::<usize>(),
+        };
+        Self { new, longest, held }
+    }
+
+    fn tokens(&self) -> usize {
+        self.new.iter().sum()
+    }
+
+    /// Encodes each dummy item, then runs the tokens, the last of each sequence for its logits.
+    /// Every block is the first one: where keys lie costs no memory.
+    fn run(&self, executor: &mut Executor, dummy: &Prepared, block_size: usize) -> Result<()> {
+        let held = executor.zeros(self.held);
+        let features = dummy
+            .items
+            .iter()
+            .zip(&dummy.placeholders)
+            .map(|(item, range)| Ok(executor.encode(item, range)?.features))
+            .collect::<Result<Vec<_>>>()?;
+        let mut ids = dummy.token_ids.iter().copied().cycle();
+        let mut row = 0;
+        let inputs = self.new.iter().map(|new| StepInput {
+            // Placeholder ids may lie beyond the embedding: a step that lays rows never looks.
+            token_ids: match self.held {
+                0 => ids.by_ref().take(*new).collect(),
+                _ => vec![0; *new],
+            },
+            start: self.longest - new,
+            prompt_len: self.longest,
+            blocks: vec![0; self.longest.div_ceil(block_size)],
+            overlays: match self.held {
+                0 => vec![],
+                _ => single_rows(&held, &mut row, *new),
+            },
+            logit_rows: 1,
+        });
+        let inputs = inputs.collect();
+        executor.run(inputs)?;
+        drop((held, features));
+        Ok(())
+    }
+}
+
+/// Each token takes a row by itself: no step has more parts to lay.
+fn single_rows(held: &Tensor<2>, row: &mut usize, count: usize) -> Vec<Overlay> {
+    let hidden = held.dims()[1];
+    (0..count)
+        .map(|at| {
+            let rows = held.clone().slice([*row..*row + 1, 0..hidden]);
+            *row += 1;
+            Overlay { at, rows }
+        })
+        .collect()
 }

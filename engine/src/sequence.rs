@@ -162,6 +162,18 @@ impl Running {
         }
     }
 
+    /// Bytes of the encoder rows that are held.
+    pub(crate) fn row_bytes(&self) -> usize {
+        let held = self.features.iter().flatten();
+        held.map(|rows| rows.dims().iter().product::<usize>() * size_of::<f32>())
+            .sum()
+    }
+
+    /// Lets go of all encoder rows: they are encoded again where they are needed.
+    pub(crate) fn let_go_of_rows(&mut self) {
+        self.features.fill(None);
+    }
+
     /// Notes how far a sequence has run, and lets go of rows that no sequence needs any more.
     pub(crate) fn advance(&mut self, sequence: usize, computed: usize) {
         self.sequences[sequence].computed = computed;

@@ -17,6 +17,7 @@ pub(crate) struct Stats {
     pub(crate) finished: AtomicU64,
     pub(crate) failed: AtomicU64,
     pub(crate) cancelled: AtomicU64,
+    pub(crate) largest_step_bytes: AtomicU64,
 }
 
 /// The counters at a moment.
@@ -42,6 +43,10 @@ pub struct EngineStats {
     pub failed: u64,
     /// Requests whose receiver was dropped.
     pub cancelled: u64,
+    /// The most bytes that one step took, encoder rows of earlier steps included: what
+    /// [`MemoryProfile::activation_bytes`](crate::MemoryProfile::activation_bytes) bounds. 0 unless
+    /// [`EngineOptions::measure_steps`](crate::EngineOptions::measure_steps) is on.
+    pub largest_step_bytes: u64,
 }
 
 impl Stats {
@@ -65,6 +70,7 @@ impl Stats {
             finished: self.finished.load(Relaxed),
             failed: self.failed.load(Relaxed),
             cancelled: self.cancelled.load(Relaxed),
+            largest_step_bytes: self.largest_step_bytes.load(Relaxed),
         }
     }
 }

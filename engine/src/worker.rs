@@ -6,7 +6,7 @@ use crate::pipeline::InputPipeline;
 use crate::request::Event;
 use crate::sequence::{Admitted, Endings, Running};
 use crate::stats::Stats;
-use crate::{Chunk, Scheduler, SequenceId};
+use crate::{Chunk, Scheduler, SequenceId, memory};
 use kiln_registry::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -22,7 +22,9 @@ pub(crate) struct Worker {
     pub(crate) pipeline: Arc<InputPipeline>,
     pub(crate) context: usize,
     pub(crate) stats: Arc<Stats>,
-    pub(crate) inbox: UnboundedReceiver<Admitted>,
+    pub(crate) inbox: UnboundedReceiver<Vec<Admitted>>,
+    /// Whether the peak of each step is counted.
+    pub(crate) measure: bool,
     requests: BTreeMap<u64, Running>,
     owner: HashMap<SequenceId, u64>,
     next: u64,
@@ -35,7 +37,8 @@ impl Worker {
         pipeline: Arc<InputPipeline>,
         context: usize,
         stats: Arc<Stats>,
-        inbox: UnboundedReceiver<Admitted>,
+        inbox: UnboundedReceiver<Vec<Admitted>>,
+        measure: bool,
     ) -> Self {
         Self {
             executor,
@@ -44,6 +47,7 @@ impl Worker {
             context,
             stats,
             inbox,
+            measure,
             requests: BTreeMap::new(),
             owner: HashMap::new(),
             next: 0,
@@ -56,16 +60,22 @@ impl Worker {
             if self.requests.is_empty() {
                 // Nothing to do: sleep until something comes, or nothing ever will.
                 match self.inbox.blocking_recv() {
-                    Some(admitted) => self.admit(admitted),
+                    Some(admitted) => self.admit_all(admitted),
                     None => return,
                 }
             }
             while let Ok(admitted) = self.inbox.try_recv() {
-                self.admit(admitted);
+                self.admit_all(admitted);
             }
             self.drop_cancelled();
             self.step();
             self.stats.observe(&self.scheduler);
+        }
+    }
+
+    fn admit_all(&mut self, admitted: Vec<Admitted>) {
+        for admitted in admitted {
+            self.admit(admitted);
         }
     }
 
@@ -136,9 +146,13 @@ impl Worker {
             return;
         }
         self.stats.steps.fetch_add(1, Relaxed);
+        self.let_go_of_rows(&chunks);
         // A panic in a kernel or a model crate must not take the process along.
-        match catch_unwind(AssertUnwindSafe(|| self.compute(&chunks))) {
-            Ok(Ok((ran, logits))) => self.settle(&ran, logits),
+        match catch_unwind(AssertUnwindSafe(|| self.measured(&chunks))) {
+            Ok(Ok((ran, logits))) => {
+                let ran: Vec<Chunk> = ran.into_iter().map(|at| chunks[at].clone()).collect();
+                self.settle(&ran, logits);
+            }
             Ok(Err(error)) => self.fail_all(&error),
             Err(panic) => {
                 let what = panic
@@ -164,12 +178,39 @@ impl Worker {
         self.executor.reset();
     }
 
-    /// Runs the chunks of requests whose items encode; the others fail alone. Returns the chunks
-    /// that ran, with their logits.
-    fn compute(&mut self, chunks: &[Chunk]) -> Result<(Vec<Chunk>, Vec<Vec<f32>>)> {
+    /// Only requests of this step hold encoder rows: what waits, preempted in the midst of an item,
+    /// encodes it again. So the rows that are held have a bound, and the profile can count it.
+    fn let_go_of_rows(&mut self, chunks: &[Chunk]) {
+        let here: BTreeSet<u64> = chunks
+            .iter()
+            .filter_map(|chunk| self.owner.get(&chunk.id).copied())
+            .collect();
+        for (key, running) in &mut self.requests {
+            if !here.contains(key) {
+                running.let_go_of_rows();
+            }
+        }
+    }
+
+    /// [`compute`](Self::compute), with its peak counted where the options say so. Encoder rows
+    /// that earlier steps left are part of what the step takes.
+    fn measured(&mut self, chunks: &[Chunk]) -> Result<(Vec<usize>, Vec<Vec<f32>>)> {
+        if !self.measure {
+            return self.compute(chunks);
+        }
+        let held: usize = self.requests.values().map(Running::row_bytes).sum();
+        let (out, peak) = memory::peak_of(|| self.compute(chunks));
+        let bytes = peak.unwrap_or(0).saturating_add(held) as u64;
+        self.stats.largest_step_bytes.fetch_max(bytes, Relaxed);
+        out
+    }
+
+    /// Runs the chunks of requests whose items encode; the others fail alone. Returns which chunks
+    /// ran, with their logits.
+    fn compute(&mut self, chunks: &[Chunk]) -> Result<(Vec<usize>, Vec<Vec<f32>>)> {
         let mut ran = Vec::with_capacity(chunks.len());
         let mut inputs = Vec::with_capacity(chunks.len());
-        for chunk in chunks {
+        for (at, chunk) in chunks.iter().enumerate() {
             let Some((key, running)) = self
                 .owner
                 .get(&chunk.id)
@@ -191,17 +232,17 @@ impl Worker {
                     };
                     running.lay(&ranges, &mut input);
                     inputs.push(input);
-                    ran.push(chunk.clone());
+                    ran.push(at);
                 }
                 Err(error) => self.fail(key, error),
             }
         }
         // A request with several sequences may have failed behind one of its own chunks.
-        let alive = |chunk: &Chunk| self.owner.contains_key(&chunk.id);
+        let alive = |at: &usize| self.owner.contains_key(&chunks[*at].id);
         let (ran, inputs): (Vec<_>, Vec<_>) = ran
             .into_iter()
             .zip(inputs)
-            .filter(|(c, _)| alive(c))
+            .filter(|(at, _)| alive(at))
             .unzip();
         if inputs.is_empty() {
             return Ok((ran, vec![]));

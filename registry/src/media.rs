@@ -2,6 +2,7 @@
 
 use crate::{HostData, HostTensor, NamedTensors, Result};
 use std::fmt;
+use std::sync::OnceLock;
 
 /// blake3 over type, shape and elements: equal exactly for equal media. Same bytes under another
 /// shape or type have another hash.
@@ -81,12 +82,19 @@ pub enum MediaKind {
 /// The content is named host tensors, so that the core knows no modality: an image is
 /// [`MediaItem::CONTENT`] as `u8 [height, width, 3]`, embeddings are [`MediaItem::CONTENT`] as
 /// `f32 [tokens, hidden]`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct MediaItem {
     modality: String,
     kind: MediaKind,
     content: NamedTensors,
-    hash: ContentHash,
+    /// Made when it is first asked for: an item whose size alone matters is never read.
+    hash: OnceLock<ContentHash>,
+}
+
+impl PartialEq for MediaItem {
+    fn eq(&self, other: &Self) -> bool {
+        self.kind == other.kind && self.modality == other.modality && self.content == other.content
+    }
 }
 
 impl MediaItem {
@@ -115,16 +123,11 @@ impl MediaItem {
     }
 
     fn new(modality: String, kind: MediaKind, content: NamedTensors) -> Self {
-        let kind_name = match kind {
-            MediaKind::Raw => "raw",
-            MediaKind::Embeds => "embeds",
-        };
-        let hash = ContentHash::of(&[&modality, kind_name], &content);
         Self {
             modality,
             kind,
             content,
-            hash,
+            hash: OnceLock::new(),
         }
     }
 
@@ -153,9 +156,15 @@ impl MediaItem {
             .ok_or_else(|| crate::Error::internal(format!("a {} item is empty", self.modality)))
     }
 
-    /// Its identity.
+    /// Its identity. The first call reads the whole content.
     pub fn hash(&self) -> ContentHash {
-        self.hash
+        let kind = match self.kind {
+            MediaKind::Raw => "raw",
+            MediaKind::Embeds => "embeds",
+        };
+        *self
+            .hash
+            .get_or_init(|| ContentHash::of(&[&self.modality, kind], &self.content))
     }
 }
 

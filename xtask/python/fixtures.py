@@ -893,7 +893,8 @@ def keep_reference(folder: Path, name: str, prompt: str, images: list[Image.Imag
     files = [f"{name}.{index}.png" for index in range(len(images))]
     for image, file in zip(images, files):
         image.save(folder / file)
-    (folder / f"{name}.json").write_text(json.dumps({"prompt": prompt, "images": files}, indent=2) + "\n")
+    case = {"prompt": prompt, "media": [{"modality": "image", "file": file} for file in files]}
+    (folder / f"{name}.json").write_text(json.dumps(case, indent=2) + "\n")
     save_file(expected, folder / f"{name}.safetensors")
     (folder / f"{name}.safetensors").chmod(0o644)
 

@@ -14,31 +14,41 @@
 //! ```
 //!
 //! # What is checked
-//! - `registration`: limits, defaults, and what the loaded model says of itself.
-//! - `law`: positions of the input processor = rows of the encoder, for each item, over a sweep of
-//!   sizes, file modes and item counts.
-//! - `maximum`: no item of the sweep takes more rows than declared, and dummy data reaches it.
+//! - `registration`: the registry's own rules, limits, defaults, and what the loaded model says of
+//!   itself.
+//! - `law`: positions of the input processor = rows of the encoder, for each item: over a sweep of
+//!   sizes, file modes and item counts, and as a property of drawn prompts, made smaller where it
+//!   fails.
+//! - `maximum`: nothing takes more rows than declared, over a dense sweep of shapes through the input
+//!   processor alone and a coarse one through the encoder; and dummy data reaches it.
 //! - `repeat`: a prompt as text and as ids, a call once and twice: equal.
-//! - `identity`: another picture, or another shape of the same bytes, is another item to all.
+//! - `identity`: another item is another one to decoder, hash, mapper, encoder and logits; the same
+//!   bytes in another shape, type, name, mode or with other processor arguments share no hash.
 //! - `placeholders`: fewer, more and typed placeholders are the caller's errors.
 //! - `batch`: a request has the same bits alone, mixed and permuted; neighbours are not seen.
 //! - `chunks`: the same bits wherever a prompt is cut, inside an item too.
 //! - `weights`: missing, surplus, misshapen and mistyped tensors are errors that name the tensor;
 //!   a NaN is not hidden.
 //! - `engine`: the whole engine starts with it and gives the same bits however it batches.
+//! - `parity`: the numbers of a reference, where one lies beside the checkpoint ([`parity`] tells its
+//!   form); the first tensor that differs names the piece.
+//! - `memory`, in a process of its own, because the counting allocator sees the whole process: no
+//!   step of an adversarial load takes more than start-up profiling measured.
 //!
-//! Bits are compared on the CPU, where the operators of `kiln-nn` promise them. Not checked: the
-//! profiled memory peak, because the counting allocator sees the whole process and tests run side
-//! by side; parity with a reference, which needs one.
+//! Bits are compared on the CPU, where the operators of `kiln-nn` promise them. Pictures are drawn;
+//! of a modality that the kit can't draw it sees dummy data.
 
+mod alone;
 mod checks;
 mod drive;
 mod fault;
-mod pictures;
+mod media;
+pub mod parity;
 mod report;
 mod subject;
 mod sweep;
 
+pub use alone::alone;
 pub use report::{Finding, Piece, Report, Skipped};
 
 use kiln_registry::{Registry, Result};
@@ -80,23 +90,63 @@ impl Suite {
         }
         report
     }
+
+    /// Whether any step of an adversarial load takes more memory than start-up profiling measured.
+    /// What the whole process allocates is counted: to be run where nothing else runs, by
+    /// [`alone`].
+    pub fn memory(&self) -> Report {
+        let mut report = Report::default();
+        match Subject::open(self.registry.clone(), &self.folder) {
+            Ok(subject) => checks::run_memory(&subject, &mut report),
+            Err(problem) => report.add("load", vec![problem]),
+        }
+        report
+    }
 }
 
-/// A test that the linked model of a checkpoint conforms. The path is relative to the crate's
-/// `Cargo.toml`; link the model crate with `use my_model as _;`.
+/// Two tests of the linked model of a checkpoint: `conforms`, and `memory` in a process of its own.
+/// They stand in a module of the name that is given; `conforms` where none is.
+///
+/// The folder is whatever is a path: relative ones start at the crate's `Cargo.toml`. Link the model
+/// crate with `use my_model as _;`.
 #[macro_export]
 macro_rules! conforms {
-    ($folder:expr) => {
+    ($folder:expr $(,)?) => {
         $crate::conforms!(conforms, $folder);
     };
-    ($name:ident, $folder:expr) => {
-        #[test]
-        fn $name() {
-            let folder = ::std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join($folder);
-            $crate::Suite::linked(folder)
-                .unwrap_or_else(|error| panic!("{error}"))
-                .run()
-                .assert_clean();
+    ($name:ident, $folder:expr $(,)?) => {
+        mod $name {
+            #[allow(unused_imports, reason = "the folder may be named by what is in scope")]
+            use super::*;
+
+            #[test]
+            fn conforms() {
+                let folder = $folder;
+                $crate::Suite::linked($crate::from_manifest(env!("CARGO_MANIFEST_DIR"), &folder))
+                    .unwrap_or_else(|error| panic!("{error}"))
+                    .run()
+                    .assert_clean();
+            }
+
+            #[test]
+            fn memory() {
+                $crate::alone(concat!(module_path!(), "::memory"), || {
+                    let folder = $folder;
+                    $crate::Suite::linked($crate::from_manifest(
+                        env!("CARGO_MANIFEST_DIR"),
+                        &folder,
+                    ))
+                    .unwrap_or_else(|error| panic!("{error}"))
+                    .memory()
+                    .assert_clean();
+                });
+            }
         }
     };
+}
+
+/// A folder, relative to that of a crate.
+#[doc(hidden)]
+pub fn from_manifest(manifest: &str, folder: &impl AsRef<Path>) -> PathBuf {
+    Path::new(manifest).join(folder)
 }

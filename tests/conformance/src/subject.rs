@@ -3,7 +3,7 @@
 
 use crate::drive::Features;
 use crate::fault::{Fault, Of, guard};
-use crate::pictures::picture;
+use crate::media::drawn;
 use crate::report::{Piece, Problem};
 use crate::sweep::Sweep;
 use burn::tensor::Device;
@@ -13,9 +13,10 @@ use kiln_registry::{
     MultiModalModel, NamedTensors, ProcessedInputs, Prompt, PromptInputs, Registry, Result,
     Tokenizer, WeightDType,
 };
+use serde_json::Value;
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Items of each modality that a prompt may have here.
@@ -34,6 +35,7 @@ pub(crate) struct Prepared {
 pub(crate) struct Subject {
     pub(crate) registry: Arc<Registry>,
     pub(crate) entry: ModelEntry,
+    pub(crate) folder: PathBuf,
     pub(crate) checkpoint: Checkpoint,
     pub(crate) context: InputContext,
     pub(crate) model: Box<dyn MultiModalModel>,
@@ -84,6 +86,7 @@ impl Subject {
         let mut subject = Self {
             registry,
             entry,
+            folder: folder.to_owned(),
             checkpoint,
             context,
             model,
@@ -166,15 +169,16 @@ impl Subject {
         ids.take(count).copied().collect()
     }
 
-    /// An item of each modality; the seed draws pictures, other media are dummy data.
+    /// An item of each modality, drawn by the seed where the kit can draw, dummy data elsewhere.
     pub(crate) fn items(&self, seed: u64) -> Result<Vec<MediaItem>, Problem> {
         let modalities = self.entry.modalities();
         modalities
             .map(|modality| {
-                if modality == kiln_image::MODALITY {
-                    return picture(24 + 4 * (seed as usize % 3), 20, seed)
+                if let Some(draw) = drawn(modality) {
+                    return draw
+                        .draw(&draw.usual(seed), seed)
                         .of(Piece::Engine)
-                        .map_err(|fault| fault.problem("a picture"));
+                        .map_err(|fault| fault.problem("an item that the kit draws"));
                 }
                 let (_, items) = self.dummy(modality, 1)?;
                 items.into_iter().next().ok_or_else(|| {
@@ -208,6 +212,11 @@ impl Subject {
                 .process(&self.context, PromptInputs { token_ids, items })
         })
         .of(Piece::Processor)
+    }
+
+    /// What a model and its processor are configured by.
+    pub(crate) fn configs(&self) -> [&Value; 2] {
+        [self.context.config(), self.context.processor()]
     }
 
     pub(crate) fn map(&self, item: &MediaItem) -> Result<NamedTensors, Fault> {

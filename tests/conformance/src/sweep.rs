@@ -1,8 +1,8 @@
-//! Every picture of the sweep through processor, mapper and encoder, once: what the checks of the
+//! Every item of the sweep through processor, mapper and encoder, once: what the checks of the
 //! placeholder law and of the maximum look at.
 
-use crate::fault::{Fault, Of};
-use crate::pictures::{FILES, picture, sizes};
+use crate::fault::{Fault, Of, guard};
+use crate::media::{Draw, drawn};
 use crate::report::{Piece, Problem};
 use crate::subject::{ITEMS, Subject};
 use kiln_registry::{DecodeLimits, MediaItem};
@@ -32,53 +32,64 @@ impl Subject {
     pub(crate) fn sweep(&self) -> &Sweep {
         self.sweep.get_or_init(|| {
             let mut sweep = Sweep::default();
-            if self.entry.supports(kiln_image::MODALITY) {
-                self.sweep_sizes(&mut sweep);
-                self.sweep_files(&mut sweep);
+            for modality in self.entry.modalities() {
+                match drawn(modality) {
+                    Some(draw) => {
+                        self.sweep_shapes(draw, &mut sweep);
+                        self.sweep_files(draw, &mut sweep);
+                        self.sweep_counts(draw, &mut sweep);
+                    }
+                    None => self.sweep_dummies(modality, &mut sweep),
+                }
             }
-            self.sweep_counts(&mut sweep);
             sweep
         })
     }
 
-    fn sweep_sizes(&self, sweep: &mut Sweep) {
-        for (width, height) in sizes([self.context.config(), self.context.processor()]) {
-            let what = format!("a picture of {width}x{height}");
-            if let Ok(item) = picture(width, height, 3) {
-                self.note(sweep, what, vec![item]);
+    fn sweep_shapes(&self, draw: &dyn Draw, sweep: &mut Sweep) {
+        for shape in draw.shapes(self.configs()) {
+            if let Ok(item) = draw.draw(&shape, 3) {
+                self.note(sweep, draw.name(&shape), vec![item]);
             }
         }
     }
 
-    fn sweep_files(&self, sweep: &mut Sweep) {
-        for (name, bytes) in FILES {
+    fn sweep_files(&self, draw: &dyn Draw, sweep: &mut Sweep) {
+        for (name, bytes) in draw.files() {
             let what = format!("the file {name}");
-            let decoded = self
-                .registry
-                .modality(kiln_image::MODALITY)
-                .and_then(|spec| spec.decode(bytes, &DecodeLimits::default()))
-                .of(Piece::Decoder);
-            match decoded {
+            match self.decode(draw.modality(), bytes) {
                 Ok(item) => self.note(sweep, what, vec![item]),
                 Err(fault) => sweep.problems.push(fault.problem(&what)),
             }
         }
     }
 
-    /// Prompts of several items, each of another size where the kit can make it.
-    fn sweep_counts(&self, sweep: &mut Sweep) {
-        for modality in self.entry.modalities() {
-            for count in 1..=ITEMS {
-                let items = match self.dummy(modality, count) {
-                    Ok((_, items)) if modality != kiln_image::MODALITY => items,
-                    _ if modality != kiln_image::MODALITY => continue,
-                    _ => (0..count)
-                        .filter_map(|n| picture([40, 300, 9][n % 3], [90, 30, 9][n % 3], 5).ok())
-                        .collect(),
-                };
+    /// Prompts of several items, each of another size.
+    fn sweep_counts(&self, draw: &dyn Draw, sweep: &mut Sweep) {
+        let small = draw.usual(0);
+        for count in 1..=ITEMS {
+            let items = (0..count).filter_map(|n| {
+                // Neither small nor square, and the last one as a strip.
+                let sides = small.iter().zip([15, 2, 40].into_iter().cycle().skip(n));
+                let shape: Vec<_> = sides.map(|(side, by)| (side * by / 4).max(1)).collect();
+                draw.draw(&shape, 5).ok()
+            });
+            let what = format!("{count} {} item(s)", draw.modality());
+            self.note(sweep, what, items.collect());
+        }
+    }
+
+    fn sweep_dummies(&self, modality: &str, sweep: &mut Sweep) {
+        for count in 1..=ITEMS {
+            if let Ok((_, items)) = self.dummy(modality, count) {
                 self.note(sweep, format!("{count} {modality} item(s)"), items);
             }
         }
+    }
+
+    pub(crate) fn decode(&self, modality: &str, bytes: &[u8]) -> Result<MediaItem, Fault> {
+        let spec = self.registry.modality(modality).of(Piece::Registration)?;
+        guard(|| spec.decode(bytes, &DecodeLimits::default())).of(Piece::Decoder)
     }
 
     fn note(&self, sweep: &mut Sweep, what: String, items: Vec<MediaItem>) {
@@ -86,6 +97,17 @@ impl Subject {
             Ok(counted) => sweep.counted.extend(counted),
             Err(fault) if fault.error.is_callers_fault() => sweep.refused += 1,
             Err(fault) => sweep.problems.push(fault.problem(&what)),
+        }
+    }
+
+    /// Positions of a blank item alone; 0 where it is refused.
+    pub(crate) fn positions(&self, draw: &dyn Draw, shape: &[usize]) -> Result<usize, Fault> {
+        let id = self.placeholders.get(draw.modality()).copied();
+        let item = [draw.blank(shape).of(Piece::Engine)?];
+        match self.process(id.into_iter().collect(), &item) {
+            Ok(processed) => Ok(processed.placeholders.iter().map(|p| p.rows()).sum()),
+            Err(fault) if fault.error.is_callers_fault() => Ok(0),
+            Err(fault) => Err(fault),
         }
     }
 

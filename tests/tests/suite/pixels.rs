@@ -1,6 +1,7 @@
 //! Pixels against Pillow and against transformers' Pillow-backed processors.
 
-use crate::support::{compare_levels, decode, json, pattern, pattern_of, read, u8_tensor};
+use crate::support::{decode, json, pattern, pattern_of, read, u8_tensor};
+use kiln_conformance::parity::compare_levels;
 use kiln_image::{Filter, ImageProcessorConfig, RgbImage8, map_rgb, resize};
 use safetensors::SafeTensors;
 

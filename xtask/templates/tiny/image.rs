@@ -121,15 +121,8 @@ fn dummy_data_reaches_the_maximum() {
     assert_eq!(rows, [most]);
 }
 
-/// Everything that the contract asks for: each finding names the piece at fault and the mend.
-#[test]
-fn it_conforms() {
-    let folder = checkpoint::write(4);
-    kiln_conformance::Suite::linked(folder.path())
-        .unwrap_or_else(|error| panic!("{error}"))
-        .run()
-        .assert_clean();
-}
+// Everything that the contract asks for: each finding names the piece at fault and the mend.
+kiln_conformance::conforms!(kit, checkpoint::write(4));
 
 /// `tests/parity.py` writes the checkpoint and what the reference computes from it.
 #[test]

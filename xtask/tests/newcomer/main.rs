@@ -70,7 +70,7 @@ fn every_command_of_the_guide_works() {
     }
     assert!(scratch.file("target/sheet.png").exists());
     for tests in find("cargo test") {
-        for test in ["it_conforms", "it_equals_the_reference"] {
+        for test in ["kit::conforms", "kit::memory", "it_equals_the_reference"] {
             assert!(tests.contains(&format!("test {test} ... ok")), "{tests}");
         }
     }

@@ -37,7 +37,10 @@ impl Scratch {
         }
         for file in files(&scratch.tree).keys() {
             if !wanted.contains_key(file) {
-                fs::remove_file(scratch.tree.join(file)).unwrap();
+                let mut gone = scratch.tree.join(file);
+                fs::remove_file(&gone).unwrap();
+                // And the folders that are empty without it.
+                while gone.pop() && fs::remove_dir(&gone).is_ok() {}
             }
         }
         // What an earlier run left: the guide writes into `target`.

@@ -8,8 +8,8 @@ use crate::fault::Fault;
 use crate::report::{Piece, Problem};
 use crate::subject::Subject;
 
-/// Cuts that are tried in a longer prompt, evenly spread.
-const CUTS: usize = 64;
+/// Every cut of a prompt of so many tokens is tried; in a longer one, as many, evenly spread.
+const CUTS: usize = 512;
 
 pub(super) fn check(subject: &Subject, problems: &mut Vec<Problem>) -> Ran {
     if let Err(fault) = cuts(subject, problems) {

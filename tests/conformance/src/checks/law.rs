@@ -1,7 +1,7 @@
 //! For every item: positions of the processor = rows of the encoder. Where they differ, dummy data
 //! and the declared maximum say which of the two is right.
 
-use super::Ran;
+use super::{Ran, property};
 use crate::report::{Piece, Problem};
 use crate::subject::Subject;
 use crate::sweep::Counted;
@@ -12,23 +12,10 @@ pub(super) fn check(subject: &Subject, problems: &mut Vec<Problem>) -> Ran {
     }
     let sweep = subject.sweep();
     problems.extend(sweep.problems.iter().cloned());
-    for counted in sweep.counted.iter().filter(|c| c.positions != c.rows) {
-        let (piece, why) = blame(subject, counted);
-        problems.push(Problem::new(
-            piece,
-            format!(
-                "{}: the input processor makes {} positions, the encoder {} rows{why}",
-                counted.what, counted.positions, counted.rows
-            ),
-            "compute both from one function of the item's size",
-        ));
-    }
-    for counted in sweep.counted.iter().filter(|c| c.positions == 0) {
-        problems.push(Problem::new(
-            Piece::Processor,
-            format!("{} takes no position at all", counted.what),
-            "every item that is accepted takes at least one position",
-        ));
+    let broken = |counted| judge(subject, counted);
+    problems.extend(sweep.counted.iter().filter_map(broken));
+    if problems.is_empty() {
+        problems.extend(property::falsify(subject));
     }
     if sweep.counted.is_empty() && problems.is_empty() {
         problems.push(Problem::new(
@@ -38,6 +25,28 @@ pub(super) fn check(subject: &Subject, problems: &mut Vec<Problem>) -> Ran {
         ));
     }
     Ok(())
+}
+
+/// What is wrong with the two counts of an item.
+pub(super) fn judge(subject: &Subject, counted: &Counted) -> Option<Problem> {
+    if counted.positions != counted.rows {
+        let (piece, why) = blame(subject, counted);
+        return Some(Problem::new(
+            piece,
+            format!(
+                "{}: the input processor makes {} positions, the encoder {} rows{why}",
+                counted.what, counted.positions, counted.rows
+            ),
+            "compute both from one function of the item's size",
+        ));
+    }
+    (counted.positions == 0).then(|| {
+        Problem::new(
+            Piece::Processor,
+            format!("{} takes no position at all", counted.what),
+            "every item that is accepted takes at least one position",
+        )
+    })
 }
 
 /// Of processor, encoder and declared maximum two agree on dummy data, mostly.

@@ -1,7 +1,9 @@
-//! The declared maximum: nothing in the sweep is above it, and dummy data reaches it through the
-//! real processor, mapper and encoder.
+//! The declared maximum: nothing in the sweep is above it, nor any shape of a far denser one that the
+//! input processor sees alone, and dummy data reaches it through the real processor, mapper and
+//! encoder.
 
-use super::Ran;
+use super::{Ran, law, property};
+use crate::media::{Draw, drawn};
 use crate::report::{Piece, Problem};
 use crate::subject::{ITEMS, Subject};
 use kiln_registry::MediaKind;
@@ -82,5 +84,91 @@ fn check_modality(
             ));
         }
     }
+    match drawn(modality) {
+        Some(draw) => exhaust(subject, draw, most, problems),
+        None => Ok(()),
+    }
+}
+
+/// Every shape that time allows, through the input processor alone.
+fn exhaust(
+    subject: &Subject,
+    draw: &dyn Draw,
+    most: usize,
+    problems: &mut Vec<Problem>,
+) -> Result<(), Problem> {
+    let positions = |shape: &[usize]| {
+        subject
+            .positions(draw, shape)
+            .map_err(|fault| fault.problem(&draw.name(shape)))
+    };
+    let named = draw.shapes(subject.configs()).into_iter();
+    let mut above = None;
+    for shape in named.chain(draw.every_shape()) {
+        if positions(&shape)? > most {
+            above = Some(shape);
+            break;
+        }
+    }
+    let Some(found) = above.or_else(|| {
+        property::shape(draw, |shape| {
+            positions(shape).is_ok_and(|rows| rows <= most)
+        })
+    }) else {
+        return Ok(());
+    };
+    let shape = shrink(&found, |shape| {
+        positions(shape).is_ok_and(|rows| rows > most)
+    });
+    let rows = positions(&shape)?;
+    // Which of the two is wrong shows in the encoder.
+    let counted = draw.draw(&shape, 1).ok().and_then(|item| {
+        let counted = subject.count(&draw.name(&shape), &[item]).ok()?;
+        law::judge(subject, counted.first()?)
+    });
+    problems.push(counted.unwrap_or_else(|| {
+        Problem::new(
+            Piece::Maximum,
+            format!(
+                "{} takes {rows} positions, the declared maximum is {most}",
+                draw.name(&shape)
+            ),
+            "declare the true bound over every item that is accepted, not that of a usual one",
+        )
+    }));
     Ok(())
+}
+
+/// A smaller shape of which the same holds, where no axis can be halved or be one less.
+fn shrink(shape: &[usize], holds: impl Fn(&[usize]) -> bool) -> Vec<usize> {
+    let mut shape = shape.to_vec();
+    loop {
+        let smaller = (0..shape.len()).find_map(|axis| {
+            let side = shape[axis];
+            let tries = [1, side / 2, side - 1].into_iter();
+            let mut tries = tries.filter(|n| (1..side).contains(n)).map(|n| {
+                let mut smaller = shape.clone();
+                smaller[axis] = n;
+                smaller
+            });
+            tries.find(|smaller| holds(smaller))
+        });
+        match smaller {
+            Some(smaller) => shape = smaller,
+            None => return shape,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shrink;
+
+    #[test]
+    fn what_is_told_is_the_smallest_of_its_kind() {
+        let above = |shape: &[usize]| shape[0] > 40 && shape[1] % 7 == 3;
+        assert_eq!(shrink(&[4000, 703], above), [41, 703]);
+        assert_eq!(shrink(&[4000, 3], above), [41, 3]);
+        assert_eq!(shrink(&[5], |_| false), [5]);
+    }
 }

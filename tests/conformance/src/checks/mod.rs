@@ -5,7 +5,10 @@ mod chunks;
 mod identity;
 mod law;
 mod maximum;
+pub(crate) mod memory;
+mod parity;
 mod placeholders;
+mod property;
 mod registration;
 mod repeat;
 mod weights;
@@ -83,11 +86,32 @@ const CHECKS: &[Check] = &[
         ],
         run: whole::check,
     },
+    Check {
+        name: "parity",
+        needs: &["registration", "law", "repeat"],
+        run: parity::check,
+    },
 ];
+
+/// Needs a process of its own, and is worth nothing where another one fails.
+const MEMORY: &[Check] = &[Check {
+    name: "memory",
+    needs: &[],
+    run: memory::check,
+}];
 
 /// Runs all checks whose ground holds.
 pub(crate) fn run_all(subject: &Subject, report: &mut Report) {
-    for check in CHECKS {
+    run(CHECKS, subject, report);
+}
+
+/// Runs the check that counts the memory of this process.
+pub(crate) fn run_memory(subject: &Subject, report: &mut Report) {
+    run(MEMORY, subject, report);
+}
+
+fn run(checks: &[Check], subject: &Subject, report: &mut Report) {
+    for check in checks {
         if let Some(failed) = check.needs.iter().find(|needed| report.failed(needed)) {
             report.skip(check.name, format!("`{failed}` failed: mend that first"));
             continue;

@@ -113,9 +113,9 @@ fn kept(prompt: &[u32], id: u32, processed: &ProcessedInputs, problems: &mut Vec
     }
 }
 
-/// A text-only model is given a picture.
+/// A text-only model is given an item.
 fn foreign(subject: &Subject, problems: &mut Vec<Problem>) {
-    let Ok(item) = crate::pictures::picture(4, 4, 1) else {
+    let Some(item) = crate::media::foreign() else {
         return;
     };
     if subject.process(subject.words(0, 5), &[item]).is_ok() {

@@ -5,7 +5,7 @@ use super::Ran;
 use crate::fault::guard;
 use crate::report::{Piece, Problem};
 use crate::subject::Subject;
-use kiln_registry::{Error, MediaCounts, NamedTensors};
+use kiln_registry::{Error, MediaCounts, NamedTensors, Registry};
 
 /// A modality that nobody has.
 const UNKNOWN: &str = "kiln-conformance-unknown";
@@ -17,6 +17,30 @@ pub(super) fn check(subject: &Subject, problems: &mut Vec<Problem>) -> Ran {
             problems.push(Problem::new(piece, message, mend));
         }
     };
+    for architecture in entry.architectures() {
+        let found = subject.registry.find(&[(*architecture).to_owned()]);
+        claim(
+            found.is_ok_and(|found| found.crate_name() == entry.crate_name()),
+            Piece::Registration,
+            format!("the registry does not find this entry by `{architecture}`"),
+            "name each architecture in one entry, as config.json spells it",
+        );
+    }
+    let specs = || subject.registry.modalities().copied();
+    claim(
+        !entry.architectures().is_empty() && !entry.crate_name().is_empty(),
+        Piece::Registration,
+        "the entry names no architecture, or not its crate".to_owned(),
+        "ModelEntry::new::<Model>(env!(\"CARGO_PKG_NAME\"), &[\"...\"])",
+    );
+    claim(
+        Registry::from_parts([*entry, *entry], specs()).is_err()
+            && (specs().next().is_none()
+                || Registry::from_parts([*entry], specs().chain(specs().take(1))).is_err()),
+        Piece::Registration,
+        "an entry or a modality that is submitted twice is accepted".to_owned(),
+        "build a registry by Registry::collect or Registry::from_parts",
+    );
     for modality in entry.modalities() {
         claim(
             subject.registry.mapper(entry, modality).is_ok(),

@@ -6,9 +6,9 @@ use burn::tensor::{Device, Int, Tensor};
 use kiln_nn::ops;
 use kiln_nn::weights::Weights;
 use kiln_registry::{
-    DummyInputs, Encoded, Error, Expansion, ForwardBatch, HostTensor, InputContext, KvLayer,
-    KvSpec, LoadContext, LoadModel, MaxTokens, MediaCounts, MediaItem, ModalitySupport, ModelEntry,
-    MultiModalModel, NamedTensors, ProcessedInputs, Prompt, PromptInputs, Result,
+    DecodeLimits, DummyInputs, Encoded, Error, Expansion, ForwardBatch, HostTensor, InputContext,
+    KvLayer, KvSpec, LoadContext, LoadModel, MaxTokens, MediaCounts, MediaItem, ModalitySupport,
+    ModelEntry, MultiModalModel, NamedTensors, ProcessedInputs, Prompt, PromptInputs, Result,
     expand_placeholders,
 };
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -53,18 +53,31 @@ fn dummy<const F: u8>(_: &InputContext, _: usize, counts: &MediaCounts) -> Resul
 }
 
 /// Cells down and across.
-fn cells(shape: &[usize]) -> Result<[usize; 2]> {
+fn cells<const F: u8>(shape: &[usize]) -> Result<[usize; 2]> {
     match shape {
+        // A size that a list of usual ones does not have.
+        [height, 2501, 3] if F == f::RARE_SIZE_ABOVE_MAXIMUM && *height >= 40 => {
+            Ok([MOST, MOST + 1])
+        }
         [height, width, 3] => Ok([height, width].map(|n| n.div_ceil(CELL).min(MOST))),
         _ => Err(Error::invalid("no picture")),
     }
 }
 
+/// Another decoder of pictures: one that looks at nothing but the file's length.
+pub(crate) fn decode(bytes: &[u8], _: &DecodeLimits) -> Result<MediaItem> {
+    let side = 1 + bytes.len() % 2;
+    let picture = HostTensor::u8([side, side, 3], vec![7; side * side * 3])?;
+    Ok(MediaItem::raw("image", picture))
+}
+
 fn process<const F: u8>(_: &InputContext, mut inputs: PromptInputs<'_>) -> Result<ProcessedInputs> {
     let mut expansions = vec![];
     for item in inputs.of("image") {
-        let [down, across] = cells(item.content()?.shape())?;
-        let more = usize::from(F == f::PROCESSOR_OFF_BY_ONE);
+        let shape = item.content()?.shape();
+        let [down, across] = cells::<F>(shape)?;
+        let rare = F == f::RARE_SIZE_OFF_BY_ONE && shape[0] % 64 == 51 && shape[1] > 3;
+        let more = usize::from(F == f::PROCESSOR_OFF_BY_ONE || rare);
         expansions.push(Expansion::repeat(IMAGE, down * across + more));
     }
     if F == f::PLACEHOLDER_TYPED && expansions.is_empty() {
@@ -91,7 +104,7 @@ fn process<const F: u8>(_: &InputContext, mut inputs: PromptInputs<'_>) -> Resul
 fn map<const F: u8>(_: &InputContext, item: &MediaItem) -> Result<NamedTensors> {
     static CALLS: AtomicUsize = AtomicUsize::new(0);
     let content = item.content()?;
-    let [down, across] = cells(content.shape())?;
+    let [down, across] = cells::<F>(content.shape())?;
     let [height, width] = [content.shape()[0], content.shape()[1]];
     let pixels = content.as_u8().ok_or_else(|| Error::invalid("no bytes"))?;
     let mut values = vec![];
@@ -108,6 +121,7 @@ fn map<const F: u8>(_: &InputContext, item: &MediaItem) -> Result<NamedTensors> 
     }
     match F {
         f::MAPPER_IGNORES_PICTURE => values.fill(0.5),
+        f::MAPPER_SCALED => values.iter_mut().for_each(|v| *v *= 1.001),
         f::MAPPER_REMEMBERS => values[0] = CALLS.fetch_add(1, Relaxed) as f32,
         _ => {}
     }
@@ -196,12 +210,16 @@ impl<const F: u8> MultiModalModel for Planted<F> {
         for item in items {
             let ([_, rows, channels], values) = item.require_f32::<3>("pixel_values")?;
             let data = burn::tensor::TensorData::new(values.to_vec(), [rows, channels]);
-            let rows = ops::linear(
-                Tensor::from_data(data, &self.device),
-                self.vision.clone(),
-                None,
-            );
-            all.push(rows);
+            let mut pixels = Tensor::<2>::from_data(data, &self.device);
+            if F == f::ENCODER_HUNGRY && values.iter().any(|v| *v > -1.0) {
+                // What dummy data, all black, never takes.
+                pixels = pixels.repeat_dim(0, 4000).slice([0..rows, 0..channels]);
+            }
+            let rows = ops::linear(pixels, self.vision.clone(), None);
+            all.push(match F {
+                f::PROJECTOR_SCALED => rows * 1.001,
+                _ => rows,
+            });
         }
         if F == f::ENCODER_MIXES_ITEMS {
             let mean = Tensor::cat(all.clone(), 0).mean_dim(0);
@@ -239,17 +257,25 @@ impl<const F: u8> MultiModalModel for Planted<F> {
                 .slice([0..tokens, 2 * n..2 * n + 2, 0..HIDDEN / 2])
         };
         let kv = batch.cache.take(0)?;
+        // As long as it lives, a write is no write in place.
+        let held = (F == f::CACHE_COPIED).then(|| kv.keys.clone());
         let keys = ops::kv_write(kv.keys, part(1), layout.slots.clone());
         let values = ops::kv_write(kv.values, part(2), layout.slots.clone());
         let later = layout.spans().iter().any(|s| s.query_len < s.context_len);
         let window = (F == f::CACHE_FORGOTTEN && later).then_some(1);
         let seen = ops::paged_attention(part(0), keys.clone(), values.clone(), layout, 0.5, window);
         batch.cache.put(0, KvLayer { keys, values });
+        drop(held);
         let seen = seen.reshape([tokens, HIDDEN]);
         let x = x + ops::linear(seen, self.out.clone(), None);
         Ok(match F {
             f::ATTENTION_LEAKS => x.clone() + x.mean_dim(0),
             f::BATCH_SIZE_MATTERS => x * (1.0 + layout.spans().len() as f32 / 1024.0),
+            f::DECODE_STEPS_DIFFER
+                if layout.spans().len() > 1 && layout.spans().iter().all(|s| s.query_len == 1) =>
+            {
+                x * 1.001
+            }
             f::NAN_HIDDEN => {
                 let nan = x.clone().is_nan();
                 x.mask_fill(nan, 0.0)
@@ -259,6 +285,10 @@ impl<const F: u8> MultiModalModel for Planted<F> {
     }
 
     fn logits(&self, hidden: Tensor<2>) -> Result<Tensor<2>> {
-        Ok(ops::linear(hidden, self.head.clone(), None))
+        let logits = ops::linear(hidden, self.head.clone(), None);
+        Ok(match F {
+            f::LOGITS_SCALED => logits * 1.001,
+            _ => logits,
+        })
     }
 }

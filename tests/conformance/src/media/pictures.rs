@@ -1,5 +1,7 @@
 //! Pictures to show a model: of any size, and files in every mode that a camera or a browser sends.
+//! A shape is width and height.
 
+use super::{Draw, files, mix};
 use kiln_image::MODALITY;
 use kiln_registry::{HostTensor, MediaItem, Result};
 use serde_json::Value;
@@ -10,9 +12,95 @@ const SIDES: [usize; 12] = [1, 2, 3, 7, 13, 27, 28, 29, 56, 140, 333, 1000];
 /// Pairs of sides beyond this are left to the strips and the one large picture.
 const MOST_PIXELS: usize = 200_000;
 const LONGEST: usize = 4096;
+/// Every size up to this square goes through the input processor...
+const SQUARE: usize = 96;
+/// ...and every width up to the longest at these heights, and the other way round...
+const LINES: [usize; 3] = [1, 8, 48];
+/// ...and some widths at greater heights, since even a blank picture has to be allocated.
+const TALL: [usize; 3] = [336, 1000, LONGEST];
+const STRIDE: usize = 67;
+
+/// Pictures.
+pub(super) struct Pictures;
+
+impl Draw for Pictures {
+    fn modality(&self) -> &'static str {
+        MODALITY
+    }
+
+    fn name(&self, shape: &[usize]) -> String {
+        let [width, height] = size(shape);
+        format!("a picture of {width}x{height}")
+    }
+
+    fn draw(&self, shape: &[usize], seed: u64) -> Result<MediaItem> {
+        let [width, height] = size(shape);
+        picture(width, height, seed)
+    }
+
+    fn blank(&self, shape: &[usize]) -> Result<MediaItem> {
+        let [width, height] = size(shape);
+        of_bytes(width, height, vec![0; width * height * 3])
+    }
+
+    fn usual(&self, seed: u64) -> Vec<usize> {
+        vec![24 + 4 * (seed as usize % 3), 20]
+    }
+
+    fn shapes(&self, configs: [&Value; 2]) -> Vec<Vec<usize>> {
+        let sizes = sizes(configs).into_iter();
+        sizes.map(|(w, h)| vec![w, h]).collect()
+    }
+
+    fn extremes(&self, configs: [&Value; 2]) -> Vec<Vec<usize>> {
+        let mut sizes = vec![(1, 1), (LONGEST, 1), (1, LONGEST), (333, 250)];
+        configs
+            .iter()
+            .for_each(|config| resolutions(config, &mut sizes));
+        let fit = sizes.into_iter().filter(|(w, h)| w * h <= LONGEST * 512);
+        let sizes: BTreeSet<_> = fit.collect();
+        sizes.into_iter().map(|(w, h)| vec![w, h]).collect()
+    }
+
+    fn every_shape(&self) -> Box<dyn Iterator<Item = Vec<usize>>> {
+        let square = (1..=SQUARE).flat_map(|w| (1..=SQUARE).map(move |h| vec![w, h]));
+        let both = |n: usize, line: usize| [vec![n, line], vec![line, n]];
+        let lines = (1..=LONGEST).flat_map(move |n| LINES.map(|line| both(n, line)));
+        let tall = (1..=LONGEST).step_by(STRIDE);
+        let tall = tall.flat_map(move |n| TALL.map(|line| both(n, line)));
+        Box::new(square.chain(lines.chain(tall).flatten()))
+    }
+
+    fn longest(&self) -> &'static [usize] {
+        &[LONGEST, LONGEST]
+    }
+
+    fn files(&self) -> &'static [(&'static str, &'static [u8])] {
+        FILES
+    }
+
+    fn modes(&self) -> usize {
+        files::COUNT
+    }
+
+    fn file(&self, shape: &[usize], mode: usize, seed: u64) -> (String, Vec<u8>) {
+        let [width, height] = size(shape);
+        let (name, bytes) = files::write(width, height, mode, seed);
+        (format!("{name} of {width}x{height}"), bytes)
+    }
+
+    fn twins(&self) -> Vec<(Vec<usize>, usize)> {
+        let twins = files::TWINS.into_iter();
+        twins.map(|(size, mode)| (size.to_vec(), mode)).collect()
+    }
+}
+
+fn size(shape: &[usize]) -> [usize; 2] {
+    [0, 1].map(|axis| shape.get(axis).copied().unwrap_or(1))
+}
 
 /// A picture of noise over ramps: no two places alike, and no two seeds.
-pub(crate) fn picture(width: usize, height: usize, seed: u64) -> Result<MediaItem> {
+fn picture(width: usize, height: usize, seed: u64) -> Result<MediaItem> {
     let mut data = Vec::with_capacity(width * height * 3);
     for y in 0..height {
         for x in 0..width {
@@ -28,7 +116,7 @@ pub(crate) fn picture(width: usize, height: usize, seed: u64) -> Result<MediaIte
 }
 
 /// A picture of given bytes.
-pub(crate) fn of_bytes(width: usize, height: usize, data: Vec<u8>) -> Result<MediaItem> {
+fn of_bytes(width: usize, height: usize, data: Vec<u8>) -> Result<MediaItem> {
     Ok(MediaItem::raw(
         MODALITY,
         HostTensor::u8([height, width, 3], data)?,
@@ -37,7 +125,7 @@ pub(crate) fn of_bytes(width: usize, height: usize, data: Vec<u8>) -> Result<Med
 
 /// Width and height of all pictures of the sweep: pairs of sides, strips, every resolution that
 /// the configuration names with its neighbours, and drawn ones.
-pub(crate) fn sizes(configs: [&Value; 2]) -> Vec<(usize, usize)> {
+fn sizes(configs: [&Value; 2]) -> Vec<(usize, usize)> {
     let mut sizes = BTreeSet::new();
     let pairs = SIDES.iter().flat_map(|w| SIDES.map(|h| (*w, h)));
     sizes.extend(pairs.filter(|(w, h)| w * h <= MOST_PIXELS));
@@ -81,23 +169,15 @@ fn resolutions(value: &Value, found: &mut Vec<(usize, usize)>) {
     }
 }
 
-/// A well-mixed number for a number.
-fn mix(n: u64) -> u64 {
-    let n = n.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let n = (n ^ n >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let n = (n ^ n >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    n ^ n >> 31
-}
-
 macro_rules! files {
     ($($name:literal),* $(,)?) => {
-        &[$(($name, include_bytes!(concat!("../../fixtures/processors/inputs/", $name)))),*]
+        &[$(($name, include_bytes!(concat!("../../files/", $name)))),*]
     };
 }
 
 /// Files of every mode: bilevel, grey, palette, alpha, 16 bits, CMYK, animations, and all eight
 /// orientations.
-pub(crate) const FILES: &[(&str, &[u8])] = files![
+const FILES: &[(&str, &[u8])] = files![
     "1bit.png",
     "l.png",
     "la.png",
