@@ -10,6 +10,7 @@ use serde_json::Value;
 const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
 const PREPROCESSOR: &str = "preprocessor_config.json";
+const VIDEO: &str = "video_preprocessor_config.json";
 const PROCESSOR: &str = "processor_config.json";
 
 /// The names that `architectures` of a `config.json` lists.
@@ -30,14 +31,18 @@ pub fn architectures(config: &Value) -> Vec<String> {
 /// over it, and `overrides` (the caller's processor arguments) on top.
 ///
 /// transformers 5 writes the image processor as an object inside `processor_config.json`; its keys
-/// are lifted to the top level, where older checkpoints have them. Both files absent: an empty
-/// object.
+/// are lifted to the top level, where older checkpoints have them. The objects of other modalities
+/// (`video_processor`, `feature_extractor`) stay as they are; older checkpoints have the first one in
+/// `video_preprocessor_config.json`. All files absent: an empty object.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] when a file, or its `image_processor`, is no JSON object;
 /// [`Error::InvalidInput`] when the overrides are none.
 pub fn processor_config(checkpoint: &Checkpoint, overrides: Option<&Value>) -> Result<Value> {
     let mut merged = object(checkpoint, PREPROCESSOR)?.unwrap_or_default();
+    if let Some(video) = object(checkpoint, VIDEO)? {
+        merged.insert("video_processor".to_owned(), Value::Object(video));
+    }
     if let Some(mut processor) = object(checkpoint, PROCESSOR)? {
         match processor.remove("image_processor") {
             None | Some(Value::Null) => {}
@@ -204,6 +209,24 @@ mod tests {
         }
         let opened = Checkpoint::open(folder.path()).unwrap();
         (folder, opened)
+    }
+
+    #[test]
+    fn other_modalities_keep_their_objects() {
+        let old = [
+            (PREPROCESSOR, json!({"size": 28})),
+            (VIDEO, json!({"size": 14, "num_frames": 8})),
+        ];
+        let new = [(
+            PROCESSOR,
+            json!({"image_processor": {"size": 28}, "video_processor": {"size": 14, "num_frames": 8}}),
+        )];
+        for files in [&old[..], &new[..]] {
+            let (_folder, checkpoint) = checkpoint(files);
+            let merged = processor_config(&checkpoint, None).unwrap();
+            let expected = json!({"size": 28, "video_processor": {"size": 14, "num_frames": 8}});
+            assert_eq!(merged, expected);
+        }
     }
 
     #[test]

@@ -43,21 +43,30 @@ pub struct Request {
 }
 
 impl Request {
-    /// One user message with images before the text, answered greedily.
-    pub fn about_images(text: impl Into<String>, images: impl IntoIterator<Item = Bytes>) -> Self {
-        let media: Vec<_> = images
+    /// One user message with items before the text, in this order, answered greedily. `media`: the
+    /// modality and the file's content of each.
+    pub fn about<M: Into<String>>(
+        text: impl Into<String>,
+        media: impl IntoIterator<Item = (M, Bytes)>,
+    ) -> Self {
+        let (modalities, media): (Vec<String>, Vec<MediaInput>) = media
             .into_iter()
-            .map(|bytes| MediaInput::Bytes {
-                modality: "image".to_owned(),
-                bytes,
+            .map(|(modality, bytes)| {
+                let modality = modality.into();
+                (modality.clone(), MediaInput::Bytes { modality, bytes })
             })
-            .collect();
-        let message = Message::user(text, std::iter::repeat_n("image", media.len()));
+            .unzip();
+        let message = Message::user(text, modalities);
         Self {
             prompt: PromptInput::Chat(vec![message]),
             media,
             sampling: SamplingParams::default(),
         }
+    }
+
+    /// [`about`](Self::about) images alone.
+    pub fn about_images(text: impl Into<String>, images: impl IntoIterator<Item = Bytes>) -> Self {
+        Self::about(text, images.into_iter().map(|bytes| ("image", bytes)))
     }
 
     /// The same with other sampling parameters.

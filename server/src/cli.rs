@@ -32,7 +32,7 @@ pub(crate) enum Command {
     ///
     /// Without arguments the built-in model describes the built-in picture. Greedy unless a
     /// temperature is given.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// List what is linked into this binary.
     Models(ModelsArgs),
     /// Draw what a model sees of pictures, and say it in words.
@@ -93,9 +93,8 @@ pub(crate) struct RunArgs {
     pub(crate) model_dir: Option<PathBuf>,
     /// The question.
     pub(crate) prompt: Option<String>,
-    /// A picture file, in the order of the prompt; may be repeated.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) image: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) media: MediaArgs,
     /// Take the prompt as it is, special tokens and placeholders included, without chat template.
     #[arg(long)]
     pub(crate) raw_prompt: bool,
@@ -108,6 +107,35 @@ pub(crate) struct RunArgs {
     pub(crate) load: LoadArgs,
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
+}
+
+/// What the question is about. A chat template gets all pictures, then all videos, then all sounds,
+/// then the question; with --raw-prompt each placeholder takes the next file of its modality.
+#[derive(Args)]
+pub(crate) struct MediaArgs {
+    /// A picture file, in the order of the prompt; may be repeated.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) image: Vec<PathBuf>,
+    /// A video file (behind the pictures); may be repeated.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) video: Vec<PathBuf>,
+    /// A sound file (behind pictures and videos); may be repeated.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) audio: Vec<PathBuf>,
+}
+
+impl MediaArgs {
+    /// Modalities and files, in the order of the prompt.
+    pub(crate) fn files(&self) -> impl Iterator<Item = (&'static str, &PathBuf)> {
+        let kinds = [
+            ("image", &self.image),
+            ("video", &self.video),
+            ("audio", &self.audio),
+        ];
+        kinds
+            .into_iter()
+            .flat_map(|(modality, files)| files.iter().map(move |file| (modality, file)))
+    }
 }
 
 /// How tokens are chosen.
@@ -229,9 +257,9 @@ pub(crate) struct TraceArgs {
 }
 
 impl LoadArgs {
-    /// As the engine takes them. `images`: as many as the command line names are always allowed
+    /// As the engine takes them. `given`: as many items as the command line names are always allowed
     /// where it sets no limit itself.
-    pub(crate) fn options(&self, images: usize) -> Result<ModelOptions> {
+    pub(crate) fn options(&self, given: &MediaCounts) -> Result<ModelOptions> {
         let kwargs = self
             .mm_processor_kwargs
             .as_deref()
@@ -243,8 +271,12 @@ impl LoadArgs {
         }
         let limits = match &self.limit_mm_per_prompt {
             Some(limits) => limits.clone(),
-            None if images > 1 => MediaCounts::new().with("image", images),
-            None => MediaCounts::new(),
+            None => given
+                .iter()
+                .filter(|(_, count)| *count > 1)
+                .fold(MediaCounts::new(), |limits, (modality, count)| {
+                    limits.with(modality, count)
+                }),
         };
         Ok(ModelOptions {
             device: open_device(&self.device)?,
@@ -355,6 +387,27 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn media_come_in_the_order_of_the_prompt() {
+        let line = "kiln run m --audio a.wav --image b.png --video c.gif --image d.png what";
+        let Command::Run(args) = Cli::parse_from(line.split(' ')).command else {
+            panic!("{line}");
+        };
+        let files = args
+            .media
+            .files()
+            .map(|(m, file)| (m, file.to_str().unwrap()));
+        assert_eq!(
+            files.collect::<Vec<_>>(),
+            [
+                ("image", "b.png"),
+                ("image", "d.png"),
+                ("video", "c.gif"),
+                ("audio", "a.wav")
+            ]
+        );
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! From the command line to a loaded model, with a progress bar where a person looks on.
 
 use crate::builtin;
+use crate::cli::MediaArgs;
 use crate::linked;
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use kiln_engine::{Checkpoint, LoadedModel, ModelOptions};
+use kiln_registry::MediaCounts;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -39,13 +41,28 @@ pub(crate) fn load(checkpoint: &Checkpoint, options: &ModelOptions) -> Result<Lo
     loaded.with_context(|| format!("can't load {}", checkpoint.name()))
 }
 
+/// The bytes of media files, each with its modality, and how many there are of each.
+pub(crate) fn read_media(media: &MediaArgs) -> Result<(Vec<(&'static str, Bytes)>, MediaCounts)> {
+    let mut counts = MediaCounts::new();
+    let items = media
+        .files()
+        .map(|(modality, file)| {
+            counts.set(modality, counts.get(modality) + 1);
+            Ok((modality, read(file)?))
+        })
+        .collect::<Result<_>>()?;
+    Ok((items, counts))
+}
+
+fn read(file: &Path) -> Result<Bytes> {
+    let bytes = fs::read(file).with_context(|| format!("can't read {}", file.display()))?;
+    Ok(Bytes::from(bytes))
+}
+
 /// The bytes of picture files.
 pub(crate) fn read_images(files: &[PathBuf]) -> Result<Vec<(String, Bytes)>> {
     files
         .iter()
-        .map(|file| {
-            let bytes = fs::read(file).with_context(|| format!("can't read {}", file.display()))?;
-            Ok((file.display().to_string(), Bytes::from(bytes)))
-        })
+        .map(|file| Ok((file.display().to_string(), read(file)?)))
         .collect()
 }

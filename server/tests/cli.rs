@@ -83,7 +83,7 @@ fn several_pictures_of_several_formats_in_one_prompt() {
     ]);
     assert!(out.status.success(), "{}", words(&out.stderr));
     assert!(
-        words(&out.stderr).contains("(32 of pictures)"),
+        words(&out.stderr).contains("(32 of media)"),
         "{}",
         words(&out.stderr)
     );

@@ -201,7 +201,8 @@ pub(crate) fn files(root: &Path) -> Result<Vec<(&'static str, String, String)>> 
         (linked::FILE, list as fn(&str, &[Model]) -> Result<String>),
         (README, readme),
     ];
-    let file = |(file, make): (&'static str, fn(&str, &[Model]) -> Result<String>)| {
+    type Make = fn(&str, &[Model]) -> Result<String>;
+    let file = |(file, make): (&'static str, Make)| {
         let old = fs::read_to_string(root.join(file)).context(file)?;
         let new = make(&old, &models).context(file)?;
         Ok((file, old, new))

@@ -41,6 +41,10 @@ enum Task {
     Fixtures(Rest),
     /// Write the image crate's golden pictures anew with Pillow (needs Python).
     PillowGoldens(Rest),
+    /// Write the video crate's goldens anew with Pillow and transformers (needs Python).
+    VideoGoldens(Rest),
+    /// Write the goldens of the audio crate and of the audio tower anew (needs Python).
+    AudioGoldens(Rest),
     /// Train the built-in model (needs Python; resumes where it was interrupted).
     TrainDemo(Rest),
     /// Measure the built-in model through the engine: accuracy by kind of question on fresh scenes.
@@ -88,6 +92,8 @@ fn main() -> Result<()> {
         Task::Generate => return generate::run(root),
         Task::Fixtures(rest) => script("fixtures.py", rest, &["--out", "tests/fixtures"]),
         Task::PillowGoldens(rest) => script("pillow_goldens.py", rest, &[]),
+        Task::VideoGoldens(rest) => script("video_goldens.py", rest, &[]),
+        Task::AudioGoldens(rest) => script("audio_goldens.py", rest, &[]),
         Task::TrainDemo(rest) => script("train_demo.py", rest, &[]),
         Task::DemoEval(rest) => {
             let mut cargo = Command::new(cargo());

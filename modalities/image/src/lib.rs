@@ -37,6 +37,7 @@ pub use normalize::Normalizer;
 pub use pixels::{Rect, RgbImage8, Size};
 pub use plan::{Plan, Stage, View, plan};
 pub use resample::{Filter, center_crop, pad, pad_to_square, render, resize};
+pub use sniff::check_single_nature;
 
 use kiln_registry::{MODALITIES, ModalitySpec};
 

@@ -64,7 +64,10 @@ pub(crate) fn check_whole(format: Format, bytes: &[u8]) -> Result<()> {
 
 /// Refuses a file that is an image and a program or archive at once. Nothing here would run it,
 /// but whoever sends one means no good, and whoever stores it may.
-pub(crate) fn check_single_nature(bytes: &[u8]) -> Result<()> {
+///
+/// # Errors
+/// [`Error::InvalidInput`] for such a file.
+pub fn check_single_nature(bytes: &[u8]) -> Result<()> {
     let head = &bytes[..bytes.len().min(1024)];
     let pdf = head.windows(5).any(|w| w == b"%PDF-");
     if pdf || ends_as_zip(bytes) || holds_script(bytes) {

@@ -88,15 +88,7 @@ impl MultiModalModel for Llava {
             .iter()
             .map(|item| {
                 let (shape, pixels) = item.require_f32::<4>("pixel_values")?;
-                let tower = self.0.tower.features(shape, pixels)?;
-                let [tiles, tokens, width] = tower.dims();
-                let features = self
-                    .0
-                    .project(tower.clone().reshape([tiles * tokens, width]));
-                Ok(Encoded {
-                    features,
-                    tower: Some(tower),
-                })
+                self.0.encode_pictures(shape, pixels)
             })
             .collect()
     }

@@ -1,6 +1,6 @@
-//! A linear layer, its weight kept `[out, in]` as checkpoints store it.
+//! Linear layers, their weights kept `[out, in]` as checkpoints store them, and norms.
 
-use crate::ops;
+use crate::ops::{self, Activation};
 use crate::weights::Scope;
 use burn::tensor::Tensor;
 use kiln_registry::Result;
@@ -32,6 +32,40 @@ impl Linear {
     /// f32 `[rows, in]` to f32 `[rows, out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         ops::linear(x, self.weight.clone(), self.bias.clone())
+    }
+}
+
+/// A projector of two linear layers with an activation between: a tower's width to the text's.
+pub struct Projector {
+    linear_1: Linear,
+    linear_2: Linear,
+    act: Activation,
+}
+
+impl Projector {
+    /// `linear_1` and `linear_2` of a scope.
+    ///
+    /// # Errors
+    /// See [`Scope::weight`].
+    pub fn load(
+        scope: &Scope<'_>,
+        input: usize,
+        output: usize,
+        bias: bool,
+        act: Activation,
+    ) -> Result<Self> {
+        Ok(Self {
+            linear_1: Linear::load(&scope.at("linear_1"), input, output, bias)?,
+            linear_2: Linear::load(&scope.at("linear_2"), output, output, bias)?,
+            act,
+        })
+    }
+
+    /// # Shapes
+    /// f32 `[rows, in]` to f32 `[rows, out]`.
+    pub fn forward(&self, features: Tensor<2>) -> Tensor<2> {
+        let x = ops::activation(self.linear_1.forward(features), self.act);
+        self.linear_2.forward(x)
     }
 }
 

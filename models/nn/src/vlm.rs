@@ -4,14 +4,15 @@
 //! *Source*: Hugging Face transformers, `modeling_llava.py`, `modeling_llava_next.py`.
 
 use crate::decoder::{Decoder, DecoderConfig, IGNORED_SUFFIXES};
-use crate::layers::Linear;
-use crate::ops::{self, Activation};
+use crate::layers::Projector;
+use crate::ops::Activation;
+use crate::placeholder::Placeholder;
 use crate::vision::{FeatureSelection, LayerIndex, TowerConfig, VisionTower};
 use crate::weights::{Rename, Scope, Weights};
 use burn::tensor::Tensor;
 use kiln_registry::{
-    DummyInputs, Error, Expansion, HostTensor, InputContext, MediaItem, MediaKind, ProcessedInputs,
-    Prompt, PromptInputs, Result, expand_placeholders,
+    DummyInputs, Encoded, Error, HostTensor, InputContext, MediaItem, ProcessedInputs, Prompt,
+    PromptInputs, Result,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -94,25 +95,25 @@ impl VlmConfig {
         inputs: PromptInputs<'_>,
         rows: impl Fn(usize, usize) -> Result<usize>,
     ) -> Result<ProcessedInputs> {
-        let expansions = inputs
-            .of("image")
-            .map(|item| {
-                let count = match (item.kind(), item.content()?.shape()) {
-                    (MediaKind::Embeds, [rows, _]) => *rows,
-                    (MediaKind::Raw, [height, width, _]) => rows(*height, *width)?,
-                    (_, shape) => {
-                        return Err(Error::invalid(format!("an image of shape {shape:?}")));
-                    }
-                };
-                Ok(Expansion::repeat(self.image_token_id, count))
-            })
-            .collect::<Result<Vec<_>>>()?;
         let prompt = ProcessedInputs {
             token_ids: inputs.token_ids,
             placeholders: vec![],
         };
-        let token = self.image_token(ctx)?;
-        expand_placeholders(prompt, "image", self.image_token_id, &token, expansions)
+        self.image().expand(ctx, inputs.items, prompt, |item| {
+            match item.content()?.shape() {
+                [height, width, _] => rows(*height, *width),
+                shape => Err(Error::invalid(format!("an image of shape {shape:?}"))),
+            }
+        })
+    }
+
+    /// What stands for an image in a prompt.
+    pub fn image(&self) -> Placeholder {
+        Placeholder {
+            modality: "image",
+            key: "image_token_index",
+            token_id: self.image_token_id,
+        }
     }
 
     /// Black pictures of one size, each with its placeholder.
@@ -121,29 +122,12 @@ impl VlmConfig {
     /// None in practice: the size always fits the data.
     pub fn dummy_images(&self, count: usize, height: usize, width: usize) -> Result<DummyInputs> {
         let picture = HostTensor::u8([height, width, 3], vec![0; height * width * 3])?;
+        let none = DummyInputs {
+            prompt: Prompt::Tokens(vec![]),
+            items: vec![],
+        };
         let item = MediaItem::raw("image", picture);
-        Ok(DummyInputs {
-            prompt: Prompt::Tokens(vec![self.image_token_id; count]),
-            items: vec![item; count],
-        })
-    }
-
-    /// The placeholder token as text, for prompts and messages.
-    ///
-    /// # Errors
-    /// [`Error::Checkpoint`] when the tokenizer has no such token.
-    pub fn image_token(&self, ctx: &InputContext) -> Result<String> {
-        ctx.tokenizer()
-            .id_to_token(self.image_token_id)
-            .ok_or_else(|| {
-                Error::checkpoint(
-                    "config.json",
-                    format!(
-                        "`image_token_index` is {}, but the tokenizer has no such token",
-                        self.image_token_id
-                    ),
-                )
-            })
+        Ok(self.image().more_dummies(none, &item, count))
     }
 }
 
@@ -153,9 +137,7 @@ pub struct Vlm {
     pub tower: VisionTower,
     /// The decoder with its head.
     pub decoder: Decoder,
-    linear_1: Linear,
-    linear_2: Linear,
-    act: Activation,
+    projector: Projector,
     weight_bytes: usize,
 }
 
@@ -174,10 +156,13 @@ impl Vlm {
             config.selection.width(&config.tower),
             config.text.hidden_size,
         );
-        let projector = weights.at("multi_modal_projector");
-        let bias = config.projector_bias;
-        let linear_1 = Linear::load(&projector.at("linear_1"), seen, text, bias)?;
-        let linear_2 = Linear::load(&projector.at("linear_2"), text, text, bias)?;
+        let projector = Projector::load(
+            &weights.at("multi_modal_projector"),
+            seen,
+            text,
+            config.projector_bias,
+            config.projector_hidden_act,
+        )?;
         let tower = VisionTower::load(config.tower, config.selection, &weights.at("vision_tower"))?;
         let decoder = Decoder::load(config.text, weights)?;
         let extra = extra(&weights.root())?;
@@ -185,9 +170,7 @@ impl Vlm {
         let model = Self {
             tower,
             decoder,
-            linear_1,
-            linear_2,
-            act: config.projector_hidden_act,
+            projector,
             weight_bytes: weights.bytes(),
         };
         Ok((model, extra))
@@ -203,7 +186,24 @@ impl Vlm {
     /// # Shapes
     /// f32 `[rows, tower width]` to f32 `[rows, hidden]`.
     pub fn project(&self, features: Tensor<2>) -> Tensor<2> {
-        let x = ops::activation(self.linear_1.forward(features), self.act);
-        self.linear_2.forward(x)
+        self.projector.forward(features)
+    }
+
+    /// Pictures, or the frames of a video: through the tower and the projector, one behind the other.
+    ///
+    /// # Shapes
+    /// `pixels`: `[pictures, 3, image_size, image_size]`; `tower`: f32 `[pictures, tokens, width]`;
+    /// `features`: f32 `[pictures * tokens, hidden]`.
+    ///
+    /// # Errors
+    /// As [`VisionTower::features`].
+    pub fn encode_pictures(&self, shape: [usize; 4], pixels: &[f32]) -> Result<Encoded> {
+        let tower = self.tower.features(shape, pixels)?;
+        let [pictures, tokens, width] = tower.dims();
+        let rows = tower.clone().reshape([pictures * tokens, width]);
+        Ok(Encoded {
+            features: self.project(rows),
+            tower: Some(tower),
+        })
     }
 }

@@ -3,11 +3,13 @@
 use crate::cli::InspectArgs;
 use crate::load::{checkpoint, load, read_images};
 use anyhow::{Context, Result};
+use kiln_registry::MediaCounts;
 use std::io::Write;
 
 pub(crate) fn inspect(args: &InspectArgs) -> Result<()> {
     let images = read_images(&args.image)?;
-    let options = args.load.options(images.len())?;
+    let counts = MediaCounts::new().with("image", images.len());
+    let options = args.load.options(&counts)?;
     let loaded = load(&checkpoint(&args.model_dir)?, &options)?;
     let inspection = crate::inspect::inspect(&loaded, &images)?;
     write!(std::io::stdout(), "{}", inspection.words())?;

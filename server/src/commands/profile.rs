@@ -4,11 +4,15 @@ use crate::cli::ProfileArgs;
 use crate::load::{checkpoint, load};
 use anyhow::Result;
 use kiln_engine::MemoryProfile;
+use kiln_registry::MediaCounts;
 use serde_json::json;
 use std::io::Write;
 
 pub(crate) fn profile(args: &ProfileArgs) -> Result<()> {
-    let loaded = load(&checkpoint(&args.model_dir)?, &args.load.options(0)?)?;
+    let loaded = load(
+        &checkpoint(&args.model_dir)?,
+        &args.load.options(&MediaCounts::new())?,
+    )?;
     let max_tokens = loaded.pipeline().max_tokens().clone();
     let profile = loaded.profile(&args.cache.options())?;
     let mut out = std::io::stdout().lock();

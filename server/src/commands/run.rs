@@ -2,7 +2,7 @@
 
 use crate::builtin;
 use crate::cli::RunArgs;
-use crate::load::{checkpoint, load, read_images};
+use crate::load::{checkpoint, load, read_media};
 use anyhow::{Result, bail};
 use kiln_engine::{Engine, Event, FinishReason, Generation, Message, PromptInput, Request, Usage};
 use std::io::Write;
@@ -15,16 +15,13 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
         .as_deref()
         .unwrap_or(Path::new(builtin::NAME));
     let is_builtin = model.as_os_str() == builtin::NAME;
-    let mut images: Vec<_> = read_images(&args.image)?
-        .into_iter()
-        .map(|(_, bytes)| bytes)
-        .collect();
-    if is_builtin && images.is_empty() && !args.raw_prompt {
-        images.push(builtin::picture());
+    let (mut media, counts) = read_media(&args.media)?;
+    if is_builtin && media.is_empty() && !args.raw_prompt {
+        media.push(("image", builtin::picture()));
     }
     let prompt = match &args.prompt {
         Some(prompt) => prompt.clone(),
-        None if images.is_empty() => bail!(kiln_registry::Error::invalid(format!(
+        None if media.is_empty() => bail!(kiln_registry::Error::invalid(format!(
             "no question: kiln run {} 'TEXT'",
             model.display()
         ))),
@@ -33,14 +30,13 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     if args.model_dir.is_none() {
         eprintln!("The built-in model about the built-in picture (assets/sample.png): {prompt}");
     }
-    let options = args.load.options(images.len())?;
+    let options = args.load.options(&counts)?;
     let began = Instant::now();
     let loaded = load(&checkpoint(model)?, &options)?;
     let engine = Engine::start(loaded, &args.cache.engine(options))?;
     let ready = began.elapsed();
 
-    let mut request =
-        Request::about_images(prompt.clone(), images).sampling(args.sampling.params());
+    let mut request = Request::about(prompt.clone(), media).sampling(args.sampling.params());
     if args.raw_prompt {
         request.prompt = PromptInput::Text(prompt);
     } else if let (Some(system), PromptInput::Chat(messages)) = (&args.system, &mut request.prompt)
@@ -122,7 +118,7 @@ impl Answer {
             ""
         };
         format!(
-            "{prompt_tokens} prompt tokens ({media_tokens} of pictures), {completion_tokens} new \
+            "{prompt_tokens} prompt tokens ({media_tokens} of media), {completion_tokens} new \
              tokens{cut}; loaded in {:.2} s, time to first token {:.3} s, {rate} tokens/s",
             ready.as_secs_f64(),
             self.first.as_secs_f64(),

@@ -4,13 +4,14 @@ use crate::cli::TraceArgs;
 use crate::load::{checkpoint, load, read_images};
 use anyhow::{Context, Result};
 use kiln_engine::{PromptInput, Request, Trace};
-use kiln_registry::{HostData, HostTensor, NamedTensors};
+use kiln_registry::{HostData, HostTensor, MediaCounts, NamedTensors};
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::BTreeMap;
 
 pub(crate) fn trace(args: &TraceArgs) -> Result<()> {
     let images = read_images(&args.image)?;
-    let options = args.load.options(images.len())?;
+    let counts = MediaCounts::new().with("image", images.len());
+    let options = args.load.options(&counts)?;
     let loaded = load(&checkpoint(&args.model_dir)?, &options)?;
     let images = images.into_iter().map(|(_, bytes)| bytes);
     let mut request = Request::about_images(args.prompt.clone(), images);

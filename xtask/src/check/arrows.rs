@@ -11,6 +11,8 @@ use toml_edit::DocumentMut;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Floor {
     Registry,
+    /// Pictures: what other modalities are made of.
+    Picture,
     Modality,
     Parts,
     Model,
@@ -28,6 +30,7 @@ impl Floor {
         let parts: Vec<_> = folder.split('/').collect();
         Some(match parts[..] {
             ["registry"] => Self::Registry,
+            ["modalities", "image"] => Self::Picture,
             ["modalities", _] => Self::Modality,
             ["models", "nn"] => Self::Parts,
             ["models", _] => Self::Model,
@@ -42,13 +45,19 @@ impl Floor {
 
     /// What this floor may stand on, and the rule in words.
     fn below(self) -> (&'static [Self], &'static str) {
-        use Floor::{Engine, Modality, Model, Parts, Program, Registry, Server, Tests, Tools};
+        use Floor::{
+            Engine, Modality, Model, Parts, Picture, Program, Registry, Server, Tests, Tools,
+        };
         match self {
             Registry => (&[], "the registry depends on no member"),
-            Modality => (&[Registry], "a modality depends on the registry alone"),
+            Picture => (&[Registry], "pictures depend on the registry alone"),
+            Modality => (
+                &[Registry, Picture],
+                "a modality depends on the registry, and on pictures, which films are made of",
+            ),
             Parts => (&[Registry], "models/nn depends on the registry alone"),
             Model => (
-                &[Registry, Modality, Parts],
+                &[Registry, Picture, Modality, Parts],
                 "a model depends on registry, modalities and models/nn: never on the engine, the \
                  server or another model",
             ),
@@ -57,7 +66,7 @@ impl Floor {
                 "the engine depends on the registry alone: it never names a model or a modality",
             ),
             Server => (
-                &[Registry, Engine, Model, Modality],
+                &[Registry, Engine, Model, Picture, Modality],
                 "the server depends on registry, engine, models and modalities",
             ),
             Tools => (
@@ -65,12 +74,13 @@ impl Floor {
                 "xtask depends on no member, so that it builds in seconds",
             ),
             Program => (
-                &[Registry, Engine, Model, Modality, Tools],
+                &[Registry, Engine, Model, Picture, Modality, Tools],
                 "a program on the engine depends on what the server may, and on the tools",
             ),
             Tests => (
                 &[
-                    Registry, Modality, Parts, Model, Engine, Server, Tools, Program, Tests,
+                    Registry, Picture, Modality, Parts, Model, Engine, Server, Tools, Program,
+                    Tests,
                 ],
                 "tests may depend on anything",
             ),
@@ -211,6 +221,8 @@ mod tests {
         for (from, folder, on) in [
             ("kiln-registry", "registry", "kiln-engine"),
             ("kiln-image", "modalities/image", "kiln-audio"),
+            ("kiln-video", "modalities/video", "kiln-audio"),
+            ("kiln-video", "modalities/video", "kiln-nn"),
             ("kiln-nn", "models/nn", "kiln-image"),
             ("kiln-other", "models/other", "kiln-llava"),
             ("kiln-other", "models/other", "kiln-engine"),
@@ -240,6 +252,7 @@ mod tests {
     fn the_arrows_of_the_house_pass() {
         for (from, folder, on, kind) in [
             ("kiln-image", "modalities/image", "kiln-registry", None),
+            ("kiln-video", "modalities/video", "kiln-image", None),
             ("kiln-other", "models/other", "kiln-image", None),
             ("kiln-other", "models/other", "kiln-nn", None),
             ("kiln-other", "models/other", "kiln-engine", Some("dev")),

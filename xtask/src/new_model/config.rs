@@ -84,6 +84,7 @@ fn known(root: &Path, like: Like, from: &Value) -> Result<()> {
     part(root, "decoder", "DECODER_TYPES", text)?;
     if has_tower {
         part(root, "vision", "TOWER_TYPES", &from["vision_config"])?;
+        part(root, "audio", "AUDIO_TYPES", &from["audio_config"])?;
     }
     Ok(())
 }

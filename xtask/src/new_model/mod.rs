@@ -5,6 +5,7 @@
 mod config;
 mod edits;
 mod manifest;
+mod modality;
 mod name;
 mod out_of_tree;
 mod own_config;
@@ -17,6 +18,7 @@ mod tests;
 use crate::generate;
 use anyhow::{Context, Result, bail, ensure};
 use edits::Edits;
+use modality::Modality;
 use name::Name;
 use std::collections::BTreeMap;
 use std::fs;
@@ -52,6 +54,10 @@ pub(crate) struct NewArgs {
     /// The crate whose shape it takes. Without it: what the config asks for, else `llava`.
     #[arg(long, value_enum)]
     like: Option<Like>,
+    /// What it takes beside text, as in image,video,audio [default: image, where the shape has a
+    /// tower].
+    #[arg(long, value_enum, value_delimiter = ',')]
+    modality: Vec<Modality>,
     /// A checkpoint's config.json: its keys, with small sizes, become those of the crate's tiny
     /// test; its architecture the crate's; its `model_type`s must be known to models/nn.
     #[arg(long, value_name = "CONFIG.JSON")]
@@ -95,12 +101,13 @@ pub(crate) struct RemoveArgs {
 pub(crate) fn create(root: &Path, args: &NewArgs) -> Result<()> {
     let config = args.from.as_deref().map(config::read).transpose()?;
     let config = config.as_ref();
+    let modalities = &args.modality;
     if let Some(folder) = &args.out_of_tree {
-        let made = out_of_tree::scaffold(root, folder, &args.name, args.like, config)?;
+        let made = out_of_tree::scaffold(root, folder, &args.name, args.like, modalities, config)?;
         refresh_lock(folder)?;
         println!("{}", made.outside(folder));
     } else {
-        let made = scaffold(root, &args.name, args.like, config)?;
+        let made = scaffold(root, &args.name, args.like, modalities, config)?;
         refresh_lock(root)?;
         println!("{}", made.in_the_tree());
     }
@@ -167,17 +174,26 @@ fn crate_files(
     root: &Path,
     name: &str,
     like: Option<Like>,
+    modalities: &[Modality],
     config: Option<&serde_json::Value>,
     place: Place,
     kiln: &str,
 ) -> Result<(Made, Files)> {
     let like = like.unwrap_or_else(|| config.map_or(Like::Llava, config::like));
+    modality::check(like, modalities)?;
     let name = Name::new(name, like, config)?;
     let mut texts = sources::files(root, &name, like, place)?;
-    own_config::add(root, &name, like, config, &mut texts)?;
+    modality::add(modalities, &mut texts)?;
+    let unread = config.map(|config| modality::unread(config, modalities));
+    own_config::add(root, &name, like, unread.as_ref(), &mut texts)?;
     let tiny = config::tiny(root, &name, like, config)?;
+    let tiny = modality::config(&tiny, modalities)?;
     texts.insert("tests/tiny/config.json".to_owned(), tiny);
-    let mut files = parity::files(root, &name, like, config, kiln)?;
+    let mut files = Files::new();
+    // The reference has no model with other parts than those it is like.
+    if !modality::more(modalities) {
+        files = parity::files(root, &name, like, config, kiln)?;
+    }
     files.extend(bytes(texts));
     Ok((Made { name, like }, files))
 }
@@ -193,6 +209,7 @@ fn scaffold(
     root: &Path,
     name: &str,
     like: Option<Like>,
+    modalities: &[Modality],
     config: Option<&serde_json::Value>,
 ) -> Result<Made> {
     let kebab = Name::parse(name)?.kebab;
@@ -202,7 +219,15 @@ fn scaffold(
         "models/{kebab} is there already: `cargo xtask remove-model {kebab}` undoes it, or take \
          another name"
     );
-    let (made, files) = crate_files(root, name, like, config, Place::Tree, "../../..")?;
+    let (made, files) = crate_files(
+        root,
+        name,
+        like,
+        modalities,
+        config,
+        Place::Tree,
+        "../../..",
+    )?;
     let before = Edits::read(root)?;
     let model = made.model(&files).context("the new crate")?;
     let after = before.with(&made.name, model)?;

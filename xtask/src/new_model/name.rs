@@ -5,13 +5,15 @@ use anyhow::{Result, ensure};
 use serde_json::Value;
 
 /// What Cargo, or this workspace, gives another meaning.
-const TAKEN: [&str; 12] = [
+const TAKEN: [&str; 14] = [
     "nn",
     "all-models",
     "default",
     "cuda",
     "registry",
     "image",
+    "video",
+    "audio",
     "engine",
     "tests",
     "demo",

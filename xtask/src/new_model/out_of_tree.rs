@@ -3,7 +3,7 @@
 //! so that the two trees build the same dependencies.
 
 use super::name::Name;
-use super::{Files, Like, Made, Place, Texts, bytes, crate_files, manifest, write};
+use super::{Files, Like, Made, Modality, Place, Texts, bytes, crate_files, manifest, write};
 use crate::linked;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeSet;
@@ -24,6 +24,7 @@ pub(super) fn scaffold(
     folder: &Path,
     name: &str,
     like: Option<Like>,
+    modalities: &[Modality],
     config: Option<&serde_json::Value>,
 ) -> Result<Made> {
     let at = || folder.display().to_string();
@@ -34,7 +35,7 @@ pub(super) fn scaffold(
         folder.display()
     );
     fs::create_dir_all(folder).with_context(at)?;
-    let made = fill(root, folder, name, like, config);
+    let made = fill(root, folder, name, like, modalities, config);
     if made.is_err() && !was_there {
         fs::remove_dir_all(folder).ok();
     }
@@ -46,12 +47,21 @@ fn fill(
     folder: &Path,
     name: &str,
     like: Option<Like>,
+    modalities: &[Modality],
     config: Option<&serde_json::Value>,
 ) -> Result<Made> {
     let list = linked::List::read(root)?;
     let kiln = relative(folder, root)?;
     let from_tests = posix(&Path::new("../..").join(&kiln));
-    let (made, model) = crate_files(root, name, like, config, Place::Outside, &from_tests)?;
+    let (made, model) = crate_files(
+        root,
+        name,
+        like,
+        modalities,
+        config,
+        Place::Outside,
+        &from_tests,
+    )?;
     let name = &made.name;
     if list.entries().iter().any(|e| e.feature == name.kebab) {
         bail!(

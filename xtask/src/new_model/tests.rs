@@ -23,10 +23,8 @@ impl Tree {
         ] {
             copy(&crate::root().join(file), &folder.join(file));
         }
-        for model in ["nn", "llava", "llava-next", "text"] {
-            let at = Path::new("models").join(model);
-            copy_all(&crate::root().join(&at), &folder.join(&at));
-        }
+        // All of them: the lists are made of the crates.
+        copy_all(&crate::root().join("models"), &folder.join("models"));
         let at = "xtask/templates/parity";
         copy_all(&crate::root().join(at), &folder.join(at));
         tree
@@ -50,12 +48,12 @@ impl Tree {
     }
 
     fn make(&self, name: &str, like: Like) -> Result<Made> {
-        scaffold(&self.0, name, Some(like), None)
+        scaffold(&self.0, name, Some(like), &[], None)
     }
 
     fn error(&self, name: &str, like: Option<Like>, config: Option<&Value>) -> String {
         let before = self.files();
-        let error = scaffold(&self.0, name, like, config).err();
+        let error = scaffold(&self.0, name, like, &[], config).err();
         assert!(self.files() == before, "{name}: something was left behind");
         error
             .unwrap_or_else(|| panic!("{name} was not refused"))
@@ -214,7 +212,7 @@ fn what_is_no_name_or_is_taken_is_refused() {
         let error = tree.error(name, None, None);
         assert!(error.contains("is no name"), "{name}: {error}");
     }
-    for name in ["nn", "all-models", "cuda", "engine"] {
+    for name in ["nn", "all-models", "cuda", "engine", "video", "audio"] {
         let error = tree.error(name, None, None);
         assert!(error.contains("has a meaning"), "{name}: {error}");
     }
@@ -278,7 +276,7 @@ fn a_checkpoint_gives_the_tiny_test_its_switches() {
         "vision_feature_layer": -12,
     });
     let tree = Tree::new("from");
-    let made = scaffold(&tree.0, "made-up-gloss", None, Some(&real)).unwrap();
+    let made = scaffold(&tree.0, "made-up-gloss", None, &[], Some(&real)).unwrap();
     assert_eq!(
         made.name.architecture,
         "MadeUpGlossForConditionalGeneration"
@@ -367,7 +365,7 @@ fn a_workspace_outside_the_tree_is_whole() {
     let outside = Tree::empty("outside-made");
     let folder = outside.0.join("deep/made-up-vl");
     let make = |name: &str, folder: &Path, config: Option<&Value>| {
-        out_of_tree::scaffold(&tree.0, folder, name, Some(Like::Llava), config)
+        out_of_tree::scaffold(&tree.0, folder, name, Some(Like::Llava), &[], config)
     };
     make("made-up-vl", &folder, None).unwrap();
     assert!(tree.files() == before, "the tree was changed");
@@ -405,4 +403,87 @@ fn a_workspace_outside_the_tree_is_whole() {
         assert!(error.contains(word), "{error}");
         assert!(!other.exists(), "{name}");
     }
+}
+
+#[test]
+fn modalities_beside_images_bring_their_parts() {
+    use Modality::{Audio, Image, Video};
+    let tree = Tree::new("modalities");
+    let before = tree.files();
+    for (modalities, present, absent) in [
+        (&[Image][..], &[][..], &["video", "audio"][..]),
+        (&[Image, Video], &["video"], &["audio"]),
+        (&[Audio, Image], &["audio"], &["video"]),
+        (&[Image, Video, Audio], &["video", "audio"], &[]),
+    ] {
+        scaffold(&tree.0, "made-up-av", Some(Like::Llava), modalities, None).unwrap();
+        let read = |file: &str| tree.read(&format!("models/made-up-av/{file}"));
+        let (lib, test) = (read("src/lib.rs"), read("tests/tiny/main.rs"));
+        let config: Value = serde_json::from_str(&read("tests/tiny/config.json")).unwrap();
+        let manifest = read("Cargo.toml");
+        for (names, there) in [(present, true), (absent, false)] {
+            for name in names {
+                for (text, words) in [
+                    (&lib, format!("        .{name}({name}::SUPPORT)\n")),
+                    (&lib, format!("mod {name};\n")),
+                    (&lib, format!("kiln_{name}::MODALITY => ")),
+                    (&test, format!("mod {name};\n")),
+                    (&manifest, format!("kiln-{name}.workspace = true\n")),
+                ] {
+                    assert_eq!(text.contains(&words), there, "{words} in {modalities:?}");
+                }
+                let key = format!("{name}_token_index");
+                assert_eq!(config.get(key).is_some(), there, "{name}");
+            }
+        }
+        let folder = tree.0.join("models/made-up-av/tests/parity");
+        assert_eq!(folder.exists(), present.is_empty());
+        unscaffold(&tree.0, "made-up-av", false).unwrap();
+        assert!(tree.files() == before, "{modalities:?}");
+    }
+    for (like, modalities, words) in [
+        (Like::Llava, &[Image, Image][..], "named twice"),
+        (Like::Llava, &[Audio], "add image"),
+        (Like::LlavaNext, &[Video], "add image"),
+        (Like::LlavaNext, &[Image, Video], "is like llava"),
+        (Like::Text, &[Image], "takes no modality"),
+    ] {
+        let error = scaffold(&tree.0, "made-up-av", Some(like), modalities, None);
+        let error = error.err().unwrap().to_string();
+        assert!(error.contains(words), "{error}");
+        assert!(
+            tree.files() == before,
+            "{modalities:?}: something was left behind"
+        );
+    }
+}
+
+#[test]
+fn a_checkpoints_audio_tower_is_shrunk() {
+    let real = json!({
+        "architectures": ["MadeUpSoundForConditionalGeneration"], "audio_token_id": 7,
+        "audio_config": {"model_type": "qwen2_audio_encoder", "d_model": 1280, "num_hidden_layers": 32},
+        "text_config": {"model_type": "qwen2"}, "vision_config": {"model_type": "clip_vision_model"},
+    });
+    let tree = Tree::new("audio");
+    let modalities = [Modality::Image, Modality::Audio];
+    scaffold(&tree.0, "made-up-sound", None, &modalities, Some(&real)).unwrap();
+    let tiny = tree.read("models/made-up-sound/tests/tiny/config.json");
+    let tiny: Value = serde_json::from_str(&tiny).unwrap();
+    let audio = &tiny["audio_config"];
+    assert_eq!(audio["model_type"], "qwen2_audio_encoder");
+    assert_eq!(
+        (&audio["d_model"], &audio["encoder_layers"]),
+        (&json!(32), &json!(2))
+    );
+    assert_eq!(
+        (&tiny["audio_token_index"], tiny.get("audio_token_id")),
+        (&json!(5), None)
+    );
+    let own = tree.read("models/made-up-sound/src/config.rs");
+    assert!(!own.contains("audio_"), "{own}");
+    let mut unknown = real;
+    unknown["audio_config"]["model_type"] = "wav2vec2".into();
+    let error = tree.error("made-up-other", None, Some(&unknown));
+    assert!(error.contains("no `wav2vec2`"), "{error}");
 }

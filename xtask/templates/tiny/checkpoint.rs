@@ -9,7 +9,7 @@ use std::fs;
 use tempfile::TempDir;
 
 const CONFIG: &str = include_str!("config.json");
-const SPECIAL: [&str; 4] = ["<s>", "</s>", "<pad>", "<image>"];
+const SPECIAL: [&str; 6] = ["<s>", "</s>", "<pad>", "<image>", "<video>", "<audio>"];
 
 /// Writes the checkpoint of a seed. The folder goes when the result does.
 pub(crate) fn write(seed: u64) -> TempDir {
@@ -30,6 +30,11 @@ pub(crate) fn write(seed: u64) -> TempDir {
         weights.projector("model.multi_modal_projector.", &config);
         if config.get("image_grid_pinpoints").is_some() {
             weights.add("image_newline", &[number(text, "hidden_size")]);
+        }
+        if let Some(audio) = config.get("audio_config") {
+            weights.audio("model.audio_tower.", audio);
+            let (seen, hidden) = (number(audio, "d_model"), number(text, "hidden_size"));
+            weights.two_layers("model.audio_projector.", seen, hidden, &config);
         }
     } else {
         weights.decoder("model.", &config, &config);
@@ -169,6 +174,41 @@ impl Weights {
         let states = layers.map_or(1, Vec::len);
         let seen = states * number(&config["vision_config"], "hidden_size");
         let hidden = number(&config["text_config"], "hidden_size");
+        self.two_layers(prefix, seen, hidden, config);
+    }
+
+    fn audio(&mut self, prefix: &str, tower: &Value) {
+        let [width, inner, bands, positions] = [
+            "d_model",
+            "encoder_ffn_dim",
+            "num_mel_bins",
+            "max_source_positions",
+        ]
+        .map(|key| number(tower, key));
+        for (name, from) in [("conv1", bands), ("conv2", width)] {
+            self.add(&format!("{prefix}{name}.weight"), &[width, from, 3]);
+            self.add(&format!("{prefix}{name}.bias"), &[width]);
+        }
+        self.add(&format!("{prefix}embed_positions.weight"), &[positions, width]);
+        for layer in 0..number(tower, "encoder_layers") {
+            let at = |name: &str| format!("{prefix}layers.{layer}.{name}");
+            for (name, bias) in [
+                ("q_proj", true),
+                ("k_proj", false),
+                ("v_proj", true),
+                ("out_proj", true),
+            ] {
+                self.linear(&at(&format!("self_attn.{name}")), width, width, bias);
+            }
+            self.linear(&at("fc1"), width, inner, true);
+            self.linear(&at("fc2"), inner, width, true);
+            self.norm(&at("self_attn_layer_norm"), width);
+            self.norm(&at("final_layer_norm"), width);
+        }
+        self.norm(&format!("{prefix}layer_norm"), width);
+    }
+
+    fn two_layers(&mut self, prefix: &str, seen: usize, hidden: usize, config: &Value) {
         let bias = config["multimodal_projector_bias"].as_bool();
         let bias = bias.unwrap_or(true);
         self.linear(&format!("{prefix}linear_1"), seen, hidden, bias);
@@ -199,7 +239,23 @@ fn processor(config: &Value) -> Value {
         image["image_grid_pinpoints"] = pinpoints.clone();
         image["do_pad"] = true.into();
     }
-    json!({"image_processor": image, "image_token": "<image>"})
+    let mut processor = json!({"image_processor": image, "image_token": "<image>"});
+    if config.get("video_token_index").is_some() {
+        processor["video_processor"] = json!({"do_sample_frames": true, "num_frames": 4});
+        processor["video_token"] = "<video>".into();
+    }
+    if let Some(audio) = config.get("audio_config") {
+        processor["feature_extractor"] = json!({
+            "chunk_length": 1,
+            "feature_extractor_type": "WhisperFeatureExtractor",
+            "feature_size": audio["num_mel_bins"],
+            "hop_length": 160,
+            "n_fft": 400,
+            "sampling_rate": 16_000,
+        });
+        processor["audio_token"] = "<audio>".into();
+    }
+    processor
 }
 
 fn tokenizer_config() -> Value {

@@ -9,11 +9,28 @@ mod config;
 
 pub use config::{FeatureSelection, LayerIndex, TOWER_TYPES, TowerConfig, TowerKind};
 
+use crate::encoder_layer::{EncoderLayer, EncoderLayerConfig, EncoderLayerNames};
 use crate::layers::{LayerNorm, Linear};
-use crate::ops::{self, Activation};
 use crate::weights::Scope;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use kiln_registry::{Error, Result};
+
+const LAYER: EncoderLayerNames = EncoderLayerNames {
+    attention_norm: "layer_norm1",
+    mlp_norm: "layer_norm2",
+    mlp: Some("mlp"),
+};
+
+fn layer(config: &TowerConfig) -> EncoderLayerConfig {
+    EncoderLayerConfig {
+        width: config.hidden_size,
+        inner: config.intermediate_size,
+        heads: config.num_attention_heads,
+        act: config.hidden_act,
+        eps: config.layer_norm_eps,
+        k_bias: true,
+    }
+}
 
 /// A loaded tower that gives the selected features.
 pub struct VisionTower {
@@ -23,7 +40,7 @@ pub struct VisionTower {
     patches: Linear,
     position_embedding: Tensor<2>,
     pre_layernorm: Option<LayerNorm>,
-    layers: Vec<TowerLayer>,
+    layers: Vec<EncoderLayer>,
     device: Device,
 }
 
@@ -67,7 +84,7 @@ impl VisionTower {
                 .then(|| LayerNorm::load(&scope.at("pre_layrnorm"), width, config.layer_norm_eps))
                 .transpose()?,
             layers: (0..needed)
-                .map(|i| TowerLayer::load(&config, &encoder.at(i)))
+                .map(|i| EncoderLayer::load(layer(&config), &LAYER, &encoder.at(i)))
                 .collect::<Result<_>>()?,
             device: scope.device().clone(),
             selection,
@@ -170,57 +187,5 @@ impl VisionTower {
             Some(norm) => norm.forward(x),
             None => x,
         }
-    }
-}
-
-struct TowerLayer {
-    layer_norm1: LayerNorm,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    out_proj: Linear,
-    layer_norm2: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
-    act: Activation,
-    heads: usize,
-}
-
-impl TowerLayer {
-    fn load(config: &TowerConfig, scope: &Scope<'_>) -> Result<Self> {
-        let (width, inner) = (config.hidden_size, config.intermediate_size);
-        let (attention, mlp) = (scope.at("self_attn"), scope.at("mlp"));
-        let square = |name: &str| Linear::load(&attention.at(name), width, width, true);
-        let norm = |name: &str| LayerNorm::load(&scope.at(name), width, config.layer_norm_eps);
-        Ok(Self {
-            layer_norm1: norm("layer_norm1")?,
-            q_proj: square("q_proj")?,
-            k_proj: square("k_proj")?,
-            v_proj: square("v_proj")?,
-            out_proj: square("out_proj")?,
-            layer_norm2: norm("layer_norm2")?,
-            fc1: Linear::load(&mlp.at("fc1"), width, inner, true)?,
-            fc2: Linear::load(&mlp.at("fc2"), inner, width, true)?,
-            act: config.hidden_act,
-            heads: config.num_attention_heads,
-        })
-    }
-
-    /// # Shapes
-    /// `[pictures * tokens, width]` to the same.
-    fn forward(&self, x: Tensor<2>, pictures: usize, tokens: usize) -> Tensor<2> {
-        let [rows, width] = x.dims();
-        let head_dim = width / self.heads;
-        let split = |x: Tensor<2>| x.reshape([pictures, tokens, self.heads, head_dim]);
-        let y = self.layer_norm1.forward(x.clone());
-        let attended = ops::attention(
-            split(self.q_proj.forward(y.clone())),
-            split(self.k_proj.forward(y.clone())),
-            split(self.v_proj.forward(y)),
-            (head_dim as f32).powf(-0.5),
-        );
-        let x = x + self.out_proj.forward(attended.reshape([rows, width]));
-        let y = self.fc1.forward(self.layer_norm2.forward(x.clone()));
-        x + self.fc2.forward(ops::activation(y, self.act))
     }
 }

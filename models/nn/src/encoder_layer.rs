@@ -1,0 +1,94 @@
+//! The layer that towers share: pre-norm full attention and a feed-forward part of two linear layers.
+
+use crate::layers::{LayerNorm, Linear};
+use crate::ops::{self, Activation};
+use crate::weights::Scope;
+use burn::tensor::Tensor;
+use kiln_registry::Result;
+
+/// The sizes of a layer, and what differs between towers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EncoderLayerConfig {
+    /// Width of hidden states.
+    pub(crate) width: usize,
+    /// Width inside the feed-forward part.
+    pub(crate) inner: usize,
+    /// Heads.
+    pub(crate) heads: usize,
+    /// The feed-forward part's activation.
+    pub(crate) act: Activation,
+    /// Added under the root of every norm.
+    pub(crate) eps: f64,
+    /// Whether `k_proj` has a bias.
+    pub(crate) k_bias: bool,
+}
+
+/// Where a tower keeps the parts of a layer.
+pub(crate) struct EncoderLayerNames {
+    /// The norm before attention.
+    pub(crate) attention_norm: &'static str,
+    /// The norm before the feed-forward part.
+    pub(crate) mlp_norm: &'static str,
+    /// The scope of `fc1` and `fc2`, where they have one.
+    pub(crate) mlp: Option<&'static str>,
+}
+
+/// A loaded layer.
+pub(crate) struct EncoderLayer {
+    attention_norm: LayerNorm,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    mlp_norm: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+    act: Activation,
+    heads: usize,
+}
+
+impl EncoderLayer {
+    pub(crate) fn load(
+        config: EncoderLayerConfig,
+        names: &EncoderLayerNames,
+        scope: &Scope<'_>,
+    ) -> Result<Self> {
+        let (width, inner) = (config.width, config.inner);
+        let attention = scope.at("self_attn");
+        let mlp = names
+            .mlp
+            .map_or_else(|| scope.clone(), |name| scope.at(name));
+        let square = |name: &str, bias| Linear::load(&attention.at(name), width, width, bias);
+        let norm = |name: &str| LayerNorm::load(&scope.at(name), width, config.eps);
+        Ok(Self {
+            attention_norm: norm(names.attention_norm)?,
+            q_proj: square("q_proj", true)?,
+            k_proj: square("k_proj", config.k_bias)?,
+            v_proj: square("v_proj", true)?,
+            out_proj: square("out_proj", true)?,
+            mlp_norm: norm(names.mlp_norm)?,
+            fc1: Linear::load(&mlp.at("fc1"), width, inner, true)?,
+            fc2: Linear::load(&mlp.at("fc2"), inner, width, true)?,
+            act: config.act,
+            heads: config.heads,
+        })
+    }
+
+    /// # Shapes
+    /// `[items * tokens, width]` to the same.
+    pub(crate) fn forward(&self, x: Tensor<2>, items: usize, tokens: usize) -> Tensor<2> {
+        let [rows, width] = x.dims();
+        let head_dim = width / self.heads;
+        let split = |x: Tensor<2>| x.reshape([items, tokens, self.heads, head_dim]);
+        let y = self.attention_norm.forward(x.clone());
+        let attended = ops::attention(
+            split(self.q_proj.forward(y.clone())),
+            split(self.k_proj.forward(y.clone())),
+            split(self.v_proj.forward(y)),
+            (head_dim as f32).powf(-0.5),
+        );
+        let x = x + self.out_proj.forward(attended.reshape([rows, width]));
+        let y = self.fc1.forward(self.mlp_norm.forward(x.clone()));
+        x + self.fc2.forward(ops::activation(y, self.act))
+    }
+}
