@@ -85,9 +85,7 @@ fn description() -> String {
     let text = std::fs::read_to_string(root().join("assets/sample.json")).unwrap();
     let record: serde_json::Value = serde_json::from_str(&text).unwrap();
     let questions = record["questions"].as_array().unwrap();
-    let about = questions
-        .iter()
-        .find(|q| q["text"] == "Describe the picture.");
+    let about = questions.iter().find(|q| q["kind"] == "describe");
     about.unwrap()["answer"].as_str().unwrap().to_owned()
 }
 
