@@ -53,7 +53,8 @@ impl Activation {
     }
 }
 
-/// `x * weight^T + bias`
+/// `x * weight^T + bias`, summed in `f32`. On a weight of `bf16` the elements of `x` are rounded to
+/// `bf16` before they are multiplied.
 ///
 /// # Shapes
 /// `x`: `[m, k]`, `weight`: `[n, k]`, `bias`: `[n]`; the result: `[m, n]`.
@@ -64,6 +65,7 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tenso
     if m == 0 || n == 0 {
         return empty([m, n], &x);
     }
+    assert_ne!(k, 0, "a row of x has elements");
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
     Tensor::from_dispatch(match bias {
         Some(bias) => {

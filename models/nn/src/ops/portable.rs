@@ -10,6 +10,10 @@ use kiln_registry::BatchLayout;
 
 /// [`super::linear`]
 pub(super) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+    let x = match weight.dtype() {
+        DType::BF16 => wide(x.cast(FloatDType::BF16)),
+        _ => x,
+    };
     let product = x.matmul(wide(weight).transpose());
     match bias {
         Some(bias) => product + wide(bias).unsqueeze(),

@@ -25,7 +25,7 @@ const PACK_N: usize = 32;
 /// Multiply-adds below which a second thread costs more than it brings.
 const SERIAL: usize = 1 << 16;
 
-/// The operands of `out = x * weight^T + bias`.
+/// The operands of `out = x * weight^T + bias`; `k` is not 0.
 #[derive(Clone, Copy)]
 pub(super) struct Linear<'a, E> {
     /// `[m, k]`

@@ -1,7 +1,10 @@
 //! Native operators of the CPU backend: tensors in, slices to the kernels, tensors out.
 
 mod activation;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
+mod bf16;
 mod cache;
 mod element;
 mod gemm;
@@ -18,7 +21,7 @@ use burn::tensor::{Bytes, DType, Element as _, Shape};
 use burn_flex::{FlexTensor, Layout};
 use element::Element;
 use gemm::Linear;
-use half::{bf16, f16};
+use half::f16;
 use kiln_registry::BatchLayout;
 use std::borrow::Cow;
 
@@ -31,7 +34,7 @@ macro_rules! with_element {
                 $body
             }
             DType::BF16 => {
-                type $e = bf16;
+                type $e = half::bf16;
                 $body
             }
             DType::F16 => {
@@ -50,17 +53,27 @@ pub(super) fn linear(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>
     let bias = bias.as_ref().map(widened);
     let [n, k] = dims(&weight);
     let [m, _] = dims(&x);
-    let mut out = vec![0.0f32; m * n];
-    with_element!(weight.dtype(), E => {
-        let op = Linear {
-            x: slice::<f32>(&x),
-            weight: slice::<E>(&weight),
-            bias: bias.as_deref(),
-            k,
-            n,
-        };
-        gemm::linear(op, &mut out);
-    });
+    let (x, bias) = (slice::<f32>(&x), bias.as_deref());
+    let out = match weight.dtype() {
+        DType::BF16 => {
+            let weight = slice::<half::bf16>(&weight);
+            bf16::linear(Linear {
+                x,
+                weight,
+                bias,
+                k,
+                n,
+            })
+        }
+        dtype => {
+            let mut out = vec![0.0; m * n];
+            with_element!(dtype, E => {
+                let weight = slice::<E>(&weight);
+                gemm::linear(Linear { x, weight, bias, k, n }, &mut out);
+            });
+            out
+        }
+    };
     tensor(out, [m, n])
 }
 

@@ -1,0 +1,82 @@
+//! Linear layers on weights of `bf16`: activations are rounded to `bf16` as well, products are summed
+//! in `f32`. Which instructions do it is the machine's; on one machine it is always the same.
+
+#[cfg(target_arch = "x86_64")]
+use super::amx;
+use super::{
+    gemm::{self, Linear},
+    simd::{self, Isa, Kernel, Level},
+};
+use half::bf16;
+use std::sync::OnceLock;
+
+/// What multiplies numbers of `bf16`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unit {
+    /// Both widened to `f32`, which is exact, for the instructions that `f32` has.
+    Widened(Level),
+    /// A matrix unit.
+    #[cfg(target_arch = "x86_64")]
+    Tiles,
+}
+
+impl Unit {
+    /// All that this machine has, the best last.
+    pub(super) fn available() -> Vec<Self> {
+        let mut units: Vec<Self> = Level::available().into_iter().map(Self::Widened).collect();
+        #[cfg(target_arch = "x86_64")]
+        if amx::available() {
+            units.push(Self::Tiles);
+        }
+        units
+    }
+
+    /// The best of this machine.
+    fn best() -> Self {
+        static BEST: OnceLock<Unit> = OnceLock::new();
+        *BEST.get_or_init(|| {
+            let best = Self::available().pop();
+            best.unwrap_or(Self::Widened(Level::Baseline))
+        })
+    }
+}
+
+/// The result, `[m, n]`.
+pub(super) fn linear(op: Linear<'_, bf16>) -> Vec<f32> {
+    linear_at(Unit::best(), op)
+}
+
+/// [`linear`] by one unit, which comes from [`Unit::available`].
+pub(super) fn linear_at(unit: Unit, op: Linear<'_, bf16>) -> Vec<f32> {
+    match unit {
+        Unit::Widened(level) => {
+            let mut x = op.x.to_vec();
+            simd::run_at(level, Round(&mut x));
+            let mut out = vec![0.0; x.len() / op.k * op.n];
+            gemm::linear_at(level, Linear { x: &x, ..op }, &mut out);
+            out
+        }
+        #[cfg(target_arch = "x86_64")]
+        Unit::Tiles => amx::linear::linear(op),
+    }
+}
+
+/// Rounds to the nearest `bf16`, ties to even.
+struct Round<'a>(&'a mut [f32]);
+
+impl Kernel for Round<'_> {
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        for x in self.0 {
+            let bits = x.to_bits();
+            // Infinity and NaN have no bits to round away that matter.
+            let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
+            let special = bits & 0x7f80_0000 == 0x7f80_0000;
+            *x = f32::from_bits(if special {
+                bits & 0xffff_0000 | (bits & 0xffff != 0) as u32
+            } else {
+                rounded
+            });
+        }
+    }
+}
