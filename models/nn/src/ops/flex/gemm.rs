@@ -40,6 +40,27 @@ pub(super) struct Linear<'a, E> {
     pub(super) n: usize,
 }
 
+impl<E> Linear<'_, E> {
+    /// Rows of `x`.
+    ///
+    /// # Panics
+    /// When the operands do not fit each other.
+    pub(super) fn rows(&self) -> usize {
+        let (k, n) = (self.k, self.n);
+        assert_eq!(self.x.len() % k, 0, "whole rows");
+        assert_eq!(
+            self.weight.len(),
+            n * k,
+            "a row of the weight for each output"
+        );
+        assert!(
+            self.bias.is_none_or(|bias| bias.len() == n),
+            "a bias for each output"
+        );
+        self.x.len() / k
+    }
+}
+
 /// Computes `out`: `[m, n]`, one task for each range of outputs.
 pub(super) fn linear<E: Element>(op: Linear<'_, E>, out: &mut [f32]) {
     linear_at(simd::best(), op, out);

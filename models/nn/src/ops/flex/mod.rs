@@ -9,7 +9,10 @@ mod cache;
 mod element;
 mod gemm;
 mod math;
+mod memory;
 mod norm;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
 mod rope;
 mod simd;
 #[cfg(test)]

@@ -6,9 +6,12 @@
 //! instruction has, on as many rows as there are, and one row has the same bits in any batch.
 
 use super::{
-    super::gemm::Linear,
+    super::{
+        gemm::Linear,
+        memory::{Raw, lines},
+    },
     Tiles,
-    pack::{Columns, Raw, SIDE, STEP, lines, write_rows},
+    pack::{Columns, SIDE, STEP, write_rows},
 };
 use half::bf16;
 use rayon::prelude::*;
@@ -31,17 +34,7 @@ const SERIAL: usize = 1 << 17;
 /// When the machine has no tiles, or the operands do not fit each other.
 pub(in super::super) fn linear(op: Linear<'_, bf16>) -> Vec<f32> {
     assert!(super::available(), "a machine with a matrix unit");
-    let m = op.x.len() / op.k;
-    assert_eq!(op.x.len(), m * op.k, "whole rows");
-    assert_eq!(
-        op.weight.len(),
-        op.n * op.k,
-        "a row of the weight for each output"
-    );
-    assert!(
-        op.bias.is_none_or(|bias| bias.len() == op.n),
-        "a bias for each output"
-    );
+    let m = op.rows();
     let mut result: Vec<f32> = Vec::with_capacity(m * op.n);
     let x = Columns::new(op.x, op.k);
     let out = Raw(result.as_mut_ptr());

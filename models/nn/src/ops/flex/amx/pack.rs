@@ -1,5 +1,6 @@
 //! Activations as the matrix unit reads them, and tiles of sums as rows of a result.
 
+use super::super::memory::{Line, Raw, lines};
 use rayon::prelude::*;
 use std::arch::x86_64::{
     __m512bh, __m512i, _mm512_add_ps, _mm512_castsi512_ps, _mm512_cvtne2ps_pbh, _mm512_loadu_ps,
@@ -12,16 +13,6 @@ use std::arch::x86_64::{
 pub(super) const SIDE: usize = 16;
 /// Elements of K of one step: what a row of a tile holds.
 pub(super) const STEP: usize = 32;
-
-/// 64 bytes, one line of the cache.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-pub(super) struct Line([u8; 64]);
-
-/// `n` bytes on a line's start, not yet written.
-pub(super) fn lines(n: usize) -> Vec<Line> {
-    Vec::with_capacity(n.div_ceil(64))
-}
 
 /// Rows of activations rounded to `bf16`, in groups of up to 16: of each group step by step of K,
 /// of each step the pairs of K one after the other, of each pair the rows side by side.
@@ -81,21 +72,6 @@ impl Columns {
     pub(super) fn at(&self, group: usize, step: usize) -> *const u8 {
         let bytes = self.bytes.as_ptr().cast::<u8>();
         bytes.wrapping_add(group * self.group_bytes() + step * self.step_bytes())
-    }
-}
-
-/// A pointer that tasks share, each for a part of its own.
-#[derive(Clone, Copy)]
-pub(super) struct Raw<T>(pub(super) *mut T);
-
-// SAFETY: only an address; who dereferences it says why that is sound.
-unsafe impl<T> Send for Raw<T> {}
-// SAFETY: as above.
-unsafe impl<T> Sync for Raw<T> {}
-
-impl<T> Raw<T> {
-    pub(super) fn get(self) -> *mut T {
-        self.0
     }
 }
 
