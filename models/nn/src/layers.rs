@@ -1,14 +1,19 @@
 //! A linear layer, its weight kept `[out, in]` as checkpoints store it.
 
-use crate::ops;
+use crate::ops::{self, Quantization, QuantizedWeight};
 use crate::weights::Scope;
 use burn::tensor::Tensor;
 use kiln_registry::Result;
 
 /// `y = x · wᵀ + b`.
 pub struct Linear {
-    weight: Tensor<2>,
+    weight: Weight,
     bias: Option<Tensor<1>>,
+}
+
+enum Weight {
+    Float(Box<Tensor<2>>),
+    Quantized(Box<QuantizedWeight>),
 }
 
 impl Linear {
@@ -18,20 +23,41 @@ impl Linear {
     /// See [`Scope::weight`].
     pub fn load(scope: &Scope<'_>, input: usize, output: usize, bias: bool) -> Result<Self> {
         Ok(Self {
-            weight: scope.weight("weight", [output, input])?,
+            weight: Weight::Float(Box::new(scope.weight("weight", [output, input])?)),
             bias: bias.then(|| scope.vector("bias", output)).transpose()?,
         })
     }
 
     /// A layer of given parts, such as a convolution's kernel laid flat.
     pub fn from_parts(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
-        Self { weight, bias }
+        Self {
+            weight: Weight::Float(Box::new(weight)),
+            bias,
+        }
+    }
+
+    /// The same layer, its weight rounded to a few bits; as it is where that was done before.
+    #[must_use]
+    pub fn quantized(self, kind: Quantization) -> Self {
+        let weight = match self.weight {
+            Weight::Float(weight) => {
+                Weight::Quantized(Box::new(QuantizedWeight::new(*weight, kind)))
+            }
+            quantized => quantized,
+        };
+        Self {
+            weight,
+            bias: self.bias,
+        }
     }
 
     /// # Shapes
     /// f32 `[rows, in]` to f32 `[rows, out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::linear(x, self.weight.clone(), self.bias.clone())
+        match &self.weight {
+            Weight::Float(weight) => ops::linear(x, *weight.clone(), self.bias.clone()),
+            Weight::Quantized(weight) => ops::linear_quantized(x, weight, self.bias.clone()),
+        }
     }
 }
 

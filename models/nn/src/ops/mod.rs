@@ -14,8 +14,11 @@ mod backend;
 mod flex;
 #[cfg(any(test, feature = "cuda"))]
 mod portable;
+mod quantized;
 #[cfg(test)]
 mod tests;
+
+pub use quantized::{Quantization, QuantizedWeight, linear_quantized};
 
 use backend::KilnOps;
 use burn::{

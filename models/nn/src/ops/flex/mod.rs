@@ -8,6 +8,7 @@ mod bf16;
 mod cache;
 mod element;
 mod gemm;
+mod int8;
 mod math;
 mod memory;
 mod norm;
@@ -18,7 +19,10 @@ mod simd;
 #[cfg(test)]
 mod tests;
 
-use super::Activation;
+use super::{
+    Activation,
+    quantized::{Packing, Quantization},
+};
 use attention::{Attention, Sequence};
 use burn::tensor::{Bytes, DType, Element as _, Shape};
 use burn_flex::{FlexTensor, Layout};
@@ -78,6 +82,31 @@ pub(super) fn linear(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>
         }
     };
     tensor(out, [m, n])
+}
+
+/// [`super::linear_quantized`]
+pub(super) fn linear_quantized(
+    x: FlexTensor,
+    data: FlexTensor,
+    scales: FlexTensor,
+    bias: Option<FlexTensor>,
+    packing: Packing,
+) -> FlexTensor {
+    let [x, data, scales] = [x, data, scales].map(contiguous);
+    let bias = bias.map(contiguous);
+    let bias = bias.as_ref().map(widened);
+    let [m, _] = dims(&x);
+    let op = int8::Quantized {
+        x: slice(&x),
+        data: match packing.kind {
+            Quantization::Q8 => bytemuck::cast_slice(slice::<i8>(&data)),
+            Quantization::Q4 => slice(&data),
+        },
+        scales: slice(&scales),
+        bias: bias.as_deref(),
+        packing,
+    };
+    tensor(int8::linear(op), [m, packing.n])
 }
 
 /// [`super::rms_norm`]

@@ -184,13 +184,15 @@ impl Task<'_> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     unsafe fn pass(&self, rows: Range<usize>, panel: Range<usize>, pass: Pass) {
-        for i in rows.clone().step_by(ROWS) {
+        // Blocks of about the same height, rather than a few rows left over.
+        let height = rows.len().div_ceil(rows.len().div_ceil(ROWS));
+        for i in rows.clone().step_by(height) {
             let mut j = panel.start;
             while j < panel.end {
                 let whole = j + OUTPUTS <= panel.end;
                 // SAFETY: rows and outputs that are there.
                 unsafe {
-                    match (whole, rows.end - i) {
+                    match (whole, height.min(rows.end - i)) {
                         (true, ROWS..) => self.block::<ROWS, OUTPUTS>(i, j, panel.start, pass),
                         (true, 5) => self.block::<5, OUTPUTS>(i, j, panel.start, pass),
                         (true, 4) => self.block::<4, OUTPUTS>(i, j, panel.start, pass),
@@ -198,7 +200,7 @@ impl Task<'_> {
                         (true, 2) => self.block::<2, OUTPUTS>(i, j, panel.start, pass),
                         (true, _) => self.block::<1, OUTPUTS>(i, j, panel.start, pass),
                         (false, high) => {
-                            for i in i..i + high.min(ROWS) {
+                            for i in i..i + high {
                                 self.block::<1, 1>(i, j, panel.start, pass);
                             }
                         }

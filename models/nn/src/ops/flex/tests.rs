@@ -5,9 +5,11 @@ use super::{
     bf16::{self, Unit},
     element::Element,
     gemm::{Linear, linear_at},
+    int8::{self, Quantized},
     math,
     simd::{self, Isa, Kernel, LANES, Level, run_at},
 };
+use crate::ops::quantized::{Packing, Quantization, packed};
 use half::f16;
 
 /// Numbers that are neither round nor equal.
@@ -112,6 +114,48 @@ fn every_unit_multiplies_bf16() {
             for part in [1, 2, 7, 16, 17, 33, 64, 577] {
                 let parts: Vec<f32> = x.chunks(part * k).flat_map(linear).collect();
                 assert!(parts == all, "{unit:?} {m} {n} {k} in parts of {part}");
+            }
+        }
+    }
+}
+
+/// Whole numbers: every unit, at any number of rows, gives the same bits.
+#[test]
+fn every_unit_multiplies_quantized_weights_alike() {
+    for (m, n, k) in [
+        (1, 1, 1),
+        (2, 33, 130),
+        (3, 17, 31),
+        (9, 48, 1024),
+        (61, 70, 300),
+    ] {
+        let x = numbers(m * k, 0.37);
+        let bias = numbers(n, 0.9);
+        for kind in [Quantization::Q8, Quantization::Q4] {
+            let packing = Packing { kind, n, k };
+            let (data, scales) = packed(&numbers(n * k, 0.71), packing);
+            let op = Quantized {
+                x: &x,
+                data: &data,
+                scales: &scales,
+                bias: Some(&bias),
+                packing,
+            };
+            let results: Vec<Vec<f32>> = int8::Unit::available()
+                .into_iter()
+                .map(|unit| int8::linear_at(unit, op))
+                .collect();
+            for (unit, result) in int8::Unit::available().iter().zip(&results) {
+                let best = results.last().expect("results");
+                let same = match unit {
+                    // Without a fused product the last bit is another.
+                    int8::Unit::Widened(Level::Baseline) => {
+                        let pairs = result.iter().zip(best);
+                        pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-4)
+                    }
+                    _ => result == best,
+                };
+                assert!(same, "{unit:?} {kind:?} {m} {n} {k}");
             }
         }
     }

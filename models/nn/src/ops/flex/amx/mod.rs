@@ -4,6 +4,7 @@
 //! no tiles: it neither uses nor saves them, so that what one block of assembly leaves in a tile
 //! is there for the next one, as long as nothing between them runs another kernel on this thread.
 
+pub(super) mod int8;
 pub(super) mod linear;
 mod pack;
 
@@ -64,7 +65,7 @@ fn permitted() -> bool {
 }
 
 /// The shape of the tiles of this thread, until it is dropped.
-struct Tiles;
+pub(super) struct Tiles;
 
 /// What `ldtilecfg` reads.
 #[repr(C, align(64))]
@@ -82,6 +83,15 @@ impl Tiles {
     /// # Safety
     /// [`available`] said yes, and no other value of this type is alive on this thread.
     unsafe fn of(row_bytes: [usize; 8]) -> Self {
+        // SAFETY: what the caller promised.
+        unsafe { Self::with_rows(row_bytes, [16; 8]) }
+    }
+
+    /// Tiles of up to 16 rows.
+    ///
+    /// # Safety
+    /// As of [`of`](Self::of).
+    unsafe fn with_rows(row_bytes: [usize; 8], rows: [usize; 8]) -> Self {
         let mut shapes = Shapes {
             palette: 1,
             start_row: 0,
@@ -89,13 +99,13 @@ impl Tiles {
             row_bytes: [0; 16],
             rows: [0; 16],
         };
-        for (tile, bytes) in row_bytes.into_iter().enumerate() {
+        for (tile, (bytes, rows)) in row_bytes.into_iter().zip(rows).enumerate() {
             assert!(
-                bytes > 0 && bytes <= 64,
-                "a row of a tile has 64 bytes at most"
+                (1..=64).contains(&bytes) && (1..=16).contains(&rows),
+                "the size of a tile"
             );
             shapes.row_bytes[tile] = bytes as u16;
-            shapes.rows[tile] = 16;
+            shapes.rows[tile] = rows as u8;
         }
         // SAFETY: the instruction exists, and reads the 64 bytes of a valid configuration.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const shapes, options(nostack, readonly)) }
