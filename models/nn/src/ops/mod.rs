@@ -165,6 +165,7 @@ pub fn kv_write(cache: Tensor<4>, new: Tensor<3>, slots: Tensor<1, Int>) -> Tens
 /// Causal attention of a flat batch over the paged cache, into which the batch's own keys and
 /// values are written already. Query head `h` reads KV head `h * kv_heads / heads`. A token at
 /// position `p` sees positions `p + 1 - window..=p` of its own sequence, from 0 without a window.
+/// With a cache of `bf16`, queries are rounded to `bf16`, and so may the weights of the values be.
 ///
 /// # Shapes
 /// `q`: `[tokens, heads, head_dim]`, `keys` and `values`: `[blocks, block_size, kv_heads,
@@ -196,7 +197,8 @@ pub fn paged_attention(
     Tensor::from_dispatch(out)
 }
 
-/// Full attention, each token of a picture to all of them.
+/// Full attention, each token of a picture to all of them. Of keys and values of `bf16` the same is
+/// true as for [`paged_attention`].
 ///
 /// # Shapes
 /// `q`: `[batch, tokens, heads, head_dim]`, `k` and `v`: `[batch, tokens, kv_heads, head_dim]`

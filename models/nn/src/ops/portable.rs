@@ -13,11 +13,7 @@ use kiln_registry::BatchLayout;
 
 /// [`super::linear`]
 pub(super) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
-    let x = match weight.dtype() {
-        DType::BF16 => wide(x.cast(FloatDType::BF16)),
-        _ => x,
-    };
-    let product = x.matmul(wide(weight).transpose());
+    let product = like(x, &weight).matmul(wide(weight).transpose());
     match bias {
         Some(bias) => product + wide(bias).unsqueeze(),
         None => product,
@@ -151,7 +147,7 @@ pub(super) fn paged_attention(
             .collect();
         let hidden = TensorData::new(hidden, [1, 1, queries, context]);
         let hidden = Tensor::<4, Bool>::from_data(hidden, &device);
-        let q = q.clone().narrow(0, row, queries).unsqueeze();
+        let q = like(q.clone(), &keys).narrow(0, row, queries).unsqueeze();
         let part = attend(q, gather(&keys), gather(&values), scale, Some(hidden));
         parts.push(part.reshape([queries, heads, head_dim]));
         row += queries;
@@ -161,7 +157,7 @@ pub(super) fn paged_attention(
 
 /// [`super::attention`]
 pub(super) fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, scale: f32) -> Tensor<4> {
-    attend(q, wide(k), wide(v), scale, None)
+    attend(like(q, &k), wide(k), wide(v), scale, None)
 }
 
 /// Attention of `[batch, tokens, heads, head_dim]`, each KV head repeated for its query heads.
@@ -209,6 +205,15 @@ pub(super) fn activation(x: Tensor<2>, kind: Activation) -> Tensor<2> {
 /// [`super::gated`]
 pub(super) fn gated(gate: Tensor<2>, up: Tensor<2>, kind: Activation) -> Tensor<2> {
     activation(gate, kind) * up
+}
+
+/// Rows as they are multiplied with a weight, or queries with keys: where these are of `bf16`, the
+/// others are rounded to it.
+fn like<const D: usize, const K: usize>(x: Tensor<D>, other: &Tensor<K>) -> Tensor<D> {
+    match other.dtype() {
+        DType::BF16 => wide(x.cast(FloatDType::BF16)),
+        _ => x,
+    }
 }
 
 fn wide<const D: usize>(x: Tensor<D>) -> Tensor<D> {

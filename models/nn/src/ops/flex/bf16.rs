@@ -60,8 +60,7 @@ pub(super) fn linear(op: Linear<'_, bf16>) -> Vec<f32> {
 pub(super) fn linear_at(unit: Unit, op: Linear<'_, bf16>) -> Vec<f32> {
     match unit {
         Unit::Widened(level) => {
-            let mut x = op.x.to_vec();
-            simd::run_at(level, Round(&mut x));
+            let x = rounded(level, op.x);
             let mut out = vec![0.0; x.len() / op.k * op.n];
             gemm::linear_at(level, Linear { x: &x, ..op }, &mut out);
             out
@@ -71,6 +70,13 @@ pub(super) fn linear_at(unit: Unit, op: Linear<'_, bf16>) -> Vec<f32> {
         #[cfg(target_arch = "x86_64")]
         Unit::Tiles => amx::linear::linear(op),
     }
+}
+
+/// The nearest numbers of `bf16`.
+pub(super) fn rounded(level: Level, x: &[f32]) -> Vec<f32> {
+    let mut x = x.to_vec();
+    simd::run_at(level, Round(&mut x));
+    x
 }
 
 /// Rounds to the nearest `bf16`, ties to even.

@@ -5,6 +5,11 @@
 #[repr(C, align(64))]
 pub(super) struct Line([u8; 64]);
 
+#[cfg(target_arch = "x86_64")]
+impl Line {
+    pub(super) const ZERO: Self = Self([0; 64]);
+}
+
 /// Room for some bytes, rounded up to whole lines.
 pub(super) fn lines(bytes: usize) -> Vec<Line> {
     Vec::with_capacity(bytes.div_ceil(size_of::<Line>()))

@@ -235,7 +235,7 @@ fn attend(
             causal: mask.causal,
             window: mask.window,
         };
-        attention::attention(op, sequences, &mut out);
+        E::attend(op, sequences, &mut out);
     });
     tensor(out, [tokens, heads, head_dim])
 }

@@ -4,6 +4,7 @@
 //! no tiles: it neither uses nor saves them, so that what one block of assembly leaves in a tile
 //! is there for the next one, as long as nothing between them runs another kernel on this thread.
 
+pub(super) mod attention;
 pub(super) mod int8;
 pub(super) mod linear;
 mod pack;

@@ -75,9 +75,12 @@ impl Columns {
     }
 }
 
-/// Packs up to 16 rows. `to` has room for the steps of `width` rows.
+/// Packs up to 16 rows.
+///
+/// # Safety
+/// `to` has room for the steps of `width` rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn pack_group(x: &[f32], k: usize, width: usize, to: *mut u8) {
+pub(super) unsafe fn pack_group(x: &[f32], k: usize, width: usize, to: *mut u8) {
     let columns = (1u32 << width) - 1;
     for s in 0..k.div_ceil(STEP) {
         let mut rows = [_mm512_setzero_si512(); SIDE];
@@ -119,7 +122,7 @@ unsafe fn pack_group(x: &[f32], k: usize, width: usize, to: *mut u8) {
 /// Turns 16 rows of 16 numbers of four bytes into the columns.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn transpose(rows: &mut [__m512i; SIDE]) {
+pub(super) fn transpose(rows: &mut [__m512i; SIDE]) {
     let mut t = [_mm512_setzero_si512(); SIDE];
     for i in 0..8 {
         t[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
