@@ -2,7 +2,7 @@
 
 use crate::ops::{self, Quantization, QuantizedWeight};
 use crate::weights::Scope;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, FloatDType, Tensor};
 use kiln_registry::Result;
 
 /// `y = x · wᵀ + b`.
@@ -11,9 +11,13 @@ pub struct Linear {
     bias: Option<Tensor<1>>,
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a few hundred layers, most of them of one kind"
+)]
 enum Weight {
-    Float(Box<Tensor<2>>),
-    Quantized(Box<QuantizedWeight>),
+    Float(Tensor<2>),
+    Quantized(QuantizedWeight),
 }
 
 impl Linear {
@@ -23,7 +27,7 @@ impl Linear {
     /// See [`Scope::weight`].
     pub fn load(scope: &Scope<'_>, input: usize, output: usize, bias: bool) -> Result<Self> {
         Ok(Self {
-            weight: Weight::Float(Box::new(scope.weight("weight", [output, input])?)),
+            weight: Weight::Float(scope.weight("weight", [output, input])?),
             bias: bias.then(|| scope.vector("bias", output)).transpose()?,
         })
     }
@@ -31,7 +35,7 @@ impl Linear {
     /// A layer of given parts, such as a convolution's kernel laid flat.
     pub fn from_parts(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
         Self {
-            weight: Weight::Float(Box::new(weight)),
+            weight: Weight::Float(weight),
             bias,
         }
     }
@@ -40,9 +44,7 @@ impl Linear {
     #[must_use]
     pub fn quantized(self, kind: Quantization) -> Self {
         let weight = match self.weight {
-            Weight::Float(weight) => {
-                Weight::Quantized(Box::new(QuantizedWeight::new(*weight, kind)))
-            }
+            Weight::Float(weight) => Weight::Quantized(QuantizedWeight::new(weight, kind)),
             quantized => quantized,
         };
         Self {
@@ -51,11 +53,19 @@ impl Linear {
         }
     }
 
+    /// The precision of its products: what attention to its outputs may be computed in.
+    pub fn precision(&self) -> FloatDType {
+        match &self.weight {
+            Weight::Float(weight) if weight.dtype() != DType::BF16 => FloatDType::F32,
+            _ => FloatDType::BF16,
+        }
+    }
+
     /// # Shapes
     /// f32 `[rows, in]` to f32 `[rows, out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         match &self.weight {
-            Weight::Float(weight) => ops::linear(x, *weight.clone(), self.bias.clone()),
+            Weight::Float(weight) => ops::linear(x, weight.clone(), self.bias.clone()),
             Weight::Quantized(weight) => ops::linear_quantized(x, weight, self.bias.clone()),
         }
     }

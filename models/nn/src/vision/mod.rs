@@ -12,7 +12,7 @@ pub use config::{FeatureSelection, LayerIndex, TOWER_TYPES, TowerConfig, TowerKi
 use crate::layers::{LayerNorm, Linear};
 use crate::ops::{self, Activation};
 use crate::weights::Scope;
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use kiln_registry::{Error, Result};
 
 /// A loaded tower that gives the selected features.
@@ -213,10 +213,14 @@ impl TowerLayer {
         let head_dim = width / self.heads;
         let split = |x: Tensor<2>| x.reshape([pictures, tokens, self.heads, head_dim]);
         let y = self.layer_norm1.forward(x.clone());
+        let stored = |layer: &Linear, y: Tensor<2>| match layer.precision() {
+            FloatDType::F32 => split(layer.forward(y)),
+            other => split(layer.forward(y)).cast(other),
+        };
         let attended = ops::attention(
             split(self.q_proj.forward(y.clone())),
-            split(self.k_proj.forward(y.clone())),
-            split(self.v_proj.forward(y)),
+            stored(&self.k_proj, y.clone()),
+            stored(&self.v_proj, y),
             (head_dim as f32).powf(-0.5),
         );
         let x = x + self.out_proj.forward(attended.reshape([rows, width]));
