@@ -5,6 +5,7 @@
 use super::{amx, pairs};
 use super::{
     gemm::{self, Linear},
+    memory::Floats,
     simd::{self, Isa, Kernel, Level},
 };
 use half::bf16;
@@ -52,17 +53,17 @@ impl Unit {
 }
 
 /// The result, `[m, n]`.
-pub(super) fn linear(op: Linear<'_, bf16>) -> Vec<f32> {
+pub(super) fn linear(op: Linear<'_, bf16>) -> Floats {
     linear_at(Unit::best(), op)
 }
 
 /// [`linear`] by one unit, which comes from [`Unit::available`].
-pub(super) fn linear_at(unit: Unit, op: Linear<'_, bf16>) -> Vec<f32> {
+pub(super) fn linear_at(unit: Unit, op: Linear<'_, bf16>) -> Floats {
     match unit {
         Unit::Widened(level) => {
             let x = rounded(level, op.x);
-            let mut out = vec![0.0; x.len() / op.k * op.n];
-            gemm::linear_at(level, Linear { x: &x, ..op }, &mut out);
+            let mut out = Floats::zeros(x.len() / op.k * op.n);
+            gemm::linear_at(level, Linear { x: &x, ..op }, out.as_mut_slice());
             out
         }
         #[cfg(target_arch = "x86_64")]

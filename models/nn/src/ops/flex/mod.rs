@@ -24,12 +24,13 @@ use super::{
     quantized::{Packing, Quantization},
 };
 use attention::{Attention, Sequence};
-use burn::tensor::{Bytes, DType, Element as _, Shape};
+use burn::tensor::{DType, Element as _, Shape};
 use burn_flex::{FlexTensor, Layout};
 use element::Element;
 use gemm::Linear;
 use half::f16;
 use kiln_registry::BatchLayout;
+use memory::Floats;
 use std::borrow::Cow;
 
 /// Runs `$body` with `$e` standing for the type that `$dtype` names.
@@ -73,10 +74,10 @@ pub(super) fn linear(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>
             })
         }
         dtype => {
-            let mut out = vec![0.0; m * n];
+            let mut out = Floats::zeros(m * n);
             with_element!(dtype, E => {
                 let weight = slice::<E>(&weight);
-                gemm::linear(Linear { x, weight, bias, k, n }, &mut out);
+                gemm::linear(Linear { x, weight, bias, k, n }, out.as_mut_slice());
             });
             out
         }
@@ -221,7 +222,7 @@ fn attend(
     let [q, keys, values] = [q, keys, values].map(contiguous);
     let [tokens, heads, head_dim] = dims(&q);
     let [_, block_size, kv_heads, _] = dims(&keys);
-    let mut out = vec![0.0f32; tokens * heads * head_dim];
+    let mut out = Floats::zeros(tokens * heads * head_dim);
     with_element!(keys.dtype(), E => {
         let op = Attention {
             q: slice::<f32>(&q),
@@ -235,7 +236,7 @@ fn attend(
             causal: mask.causal,
             window: mask.window,
         };
-        E::attend(op, sequences, &mut out);
+        E::attend(op, sequences, out.as_mut_slice());
     });
     tensor(out, [tokens, heads, head_dim])
 }
@@ -288,7 +289,7 @@ fn widened(x: &FlexTensor) -> Cow<'_, [f32]> {
     with_element!(x.dtype(), E => slice::<E>(x).iter().map(|v| v.widen()).collect())
 }
 
-fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {
+fn tensor<const D: usize>(values: Floats, shape: [usize; D]) -> FlexTensor {
     let layout = Layout::contiguous(Shape::from(shape.to_vec()));
-    FlexTensor::new(Bytes::from_elems(values), layout, DType::F32)
+    FlexTensor::new(values.into_bytes(), layout, DType::F32)
 }

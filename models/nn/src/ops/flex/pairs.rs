@@ -6,7 +6,7 @@
 
 use super::{
     gemm::Linear,
-    memory::{Line, Raw, lines},
+    memory::{Floats, Line, Raw, Room, lines},
 };
 use half::bf16;
 use rayon::prelude::*;
@@ -55,11 +55,11 @@ pub(super) fn fast() -> bool {
 ///
 /// # Panics
 /// When the machine does not have the instruction, or the operands do not fit each other.
-pub(super) fn linear(op: Linear<'_, bf16>) -> Vec<f32> {
+pub(super) fn linear(op: Linear<'_, bf16>) -> Floats {
     assert!(available(), "a machine with AVX512-BF16");
     let m = op.rows();
-    let mut result: Vec<f32> = Vec::with_capacity(m * op.n);
-    let out = Raw(result.as_mut_ptr());
+    let mut result = Room::new(m * op.n);
+    let out = result.start();
     let groups = op.k.div_ceil(GROUP);
     let mut rounded = lines(m * groups * 64);
     let x = Raw(rounded.as_mut_ptr());
@@ -101,9 +101,8 @@ pub(super) fn linear(op: Linear<'_, bf16>) -> Vec<f32> {
         let tasks: Vec<usize> = (0..op.n).step_by(width).collect();
         tasks.into_par_iter().with_max_len(1).for_each(range);
     }
-    // SAFETY: within the capacity, and the tasks wrote every output of every row.
-    unsafe { result.set_len(m * op.n) };
-    result
+    // SAFETY: the tasks wrote every output of every row.
+    unsafe { result.written() }
 }
 
 /// Rounds a row to whole groups of `bf16`, filled with zeros.

@@ -17,7 +17,7 @@ pub(super) use vnni::write;
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::{
-    memory::{Line, Raw, lines},
+    memory::{Floats, Line, Room, lines},
     simd::{self, Level},
 };
 use crate::ops::quantized::{BLOCK_BYTES_8, GROUP, Packing, Quantization};
@@ -115,12 +115,12 @@ pub(super) struct Out<'a> {
 }
 
 /// The result, `[m, n]`.
-pub(super) fn linear(op: Quantized<'_>) -> Vec<f32> {
+pub(super) fn linear(op: Quantized<'_>) -> Floats {
     linear_at(Unit::best(op.x.len() / op.packing.k), op)
 }
 
 /// [`linear`] by one unit that the machine has, one task for each range of outputs.
-pub(super) fn linear_at(unit: Unit, op: Quantized<'_>) -> Vec<f32> {
+pub(super) fn linear_at(unit: Unit, op: Quantized<'_>) -> Floats {
     let Packing { n, k, .. } = op.packing;
     let (groups, blocks) = (op.packing.groups(), op.packing.blocks());
     assert_eq!(op.x.len() % k, 0, "whole rows");
@@ -132,8 +132,8 @@ pub(super) fn linear_at(unit: Unit, op: Quantized<'_>) -> Vec<f32> {
     );
     let m = op.x.len() / k;
     let rows = Rows::new(op.x, k);
-    let mut result: Vec<f32> = Vec::with_capacity(m * n);
-    let out = Raw(result.as_mut_ptr());
+    let mut result = Room::new(m * n);
+    let out = result.start();
     let pairs = groups.div_ceil(SIDE_BY_SIDE);
     let threads = match m * n * k {
         ..SERIAL => 1,
@@ -160,9 +160,8 @@ pub(super) fn linear_at(unit: Unit, op: Quantized<'_>) -> Vec<f32> {
         let tasks: Vec<usize> = (0..pairs).step_by(width).collect();
         tasks.into_par_iter().with_max_len(1).for_each(range);
     }
-    // SAFETY: within the capacity, and the tasks wrote every output of every row.
-    unsafe { result.set_len(m * n) };
-    result
+    // SAFETY: the tasks wrote every output of every row.
+    unsafe { result.written() }
 }
 
 /// Some pairs of groups for all rows.
