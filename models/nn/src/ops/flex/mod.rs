@@ -10,6 +10,8 @@ mod element;
 mod gemm;
 mod int8;
 mod math;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod measure;
 mod memory;
 mod norm;
 #[cfg(target_arch = "x86_64")]
