@@ -1,7 +1,8 @@
 //! The product of numbers of eight bits on tiles: rows as they are, by weights as they are packed.
 //!
 //! A block of K is two products of tiles. Its sums leave the tiles for the scales while the matrix
-//! unit has the next block.
+//! unit has the next block. Rows are loaded past the first-level cache, in which the weights would
+//! not stay otherwise.
 
 use super::{
     super::int8::{Out, Rows, Slab, write},
@@ -13,6 +14,7 @@ use std::arch::x86_64::{
     _mm512_cvtepi32_ps, _mm512_fmadd_ps, _mm512_load_ps, _mm512_load_si512, _mm512_loadu_ps,
     _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_store_ps,
 };
+use std::ops::Range;
 
 /// Lanes of four tiles: of two by two, tile by tile and row by row.
 #[repr(C, align(64))]
@@ -34,18 +36,34 @@ pub(in super::super) unsafe fn tiles(rows: usize) -> Tiles {
     unsafe { Tiles::with_rows([64; 8], [rows, rows, rows, rows, rows, rows, 16, 16]) }
 }
 
-/// Some groups for all rows.
+/// Tiles of rows that stay in the second-level cache while all weights go by: two at least.
+pub(in super::super) fn block(rows: &Rows) -> usize {
+    /// About half of the cache.
+    const BYTES: usize = 1 << 20;
+    let tile = rows.width * rows.blocks * BLOCK;
+    let most = (BYTES / tile / 2).max(1) * 2;
+    rows.tiles
+        .div_ceil(rows.tiles.div_ceil(most))
+        .next_multiple_of(2)
+}
+
+/// Some groups for some tiles of rows.
 ///
 /// # Safety
 /// The tiles are those of [`tiles`] for these rows, and nothing else writes these outputs.
 #[target_feature(enable = "avx512f")]
-pub(in super::super) unsafe fn multiply(rows: &Rows, slabs: &[Slab<'_>], out: Out<'_>) {
+pub(in super::super) unsafe fn multiply(
+    rows: &Rows,
+    tiles: Range<usize>,
+    slabs: &[Slab<'_>],
+    out: Out<'_>,
+) {
     let mut work = Work {
         sums: [const { Four([[[0; GROUP]; 16]; 4]) }; 2],
         acc: Four([[[0.0; GROUP]; 16]; 4]),
     };
-    for first in (0..rows.tiles).step_by(2) {
-        let high = 2.min(rows.tiles - first);
+    for first in tiles.clone().step_by(2) {
+        let high = 2.min(tiles.end - first);
         // SAFETY: what the caller promised.
         unsafe { pair(rows, first, high, slabs, &mut work, out) };
     }
@@ -78,20 +96,20 @@ unsafe fn pair(
                 "tilezero tmm1",
                 "tilezero tmm2",
                 "tilezero tmm3",
-                "tileloadd tmm4, [{a0} + {stride}]",
+                "tileloaddt1 tmm4, [{a0} + {stride}]",
                 "tileloadd tmm6, [{b0} + {line}]",
                 "tdpbssd tmm0, tmm4, tmm6",
                 "tileloadd tmm7, [{b1} + {line}]",
                 "tdpbssd tmm1, tmm4, tmm7",
-                "tileloadd tmm5, [{a1} + {stride}]",
+                "tileloaddt1 tmm5, [{a1} + {stride}]",
                 "tdpbssd tmm2, tmm5, tmm6",
                 "tdpbssd tmm3, tmm5, tmm7",
-                "tileloadd tmm4, [{a0} + {stride} + 64]",
+                "tileloaddt1 tmm4, [{a0} + {stride} + 64]",
                 "tileloadd tmm6, [{b0} + {line} + 1024]",
                 "tdpbssd tmm0, tmm4, tmm6",
                 "tileloadd tmm7, [{b1} + {line} + 1024]",
                 "tdpbssd tmm1, tmm4, tmm7",
-                "tileloadd tmm5, [{a1} + {stride} + 64]",
+                "tileloaddt1 tmm5, [{a1} + {stride} + 64]",
                 "tdpbssd tmm2, tmm5, tmm6",
                 "tdpbssd tmm3, tmm5, tmm7",
                 a0 = in(reg) a0,

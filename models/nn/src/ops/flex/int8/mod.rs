@@ -22,6 +22,7 @@ use super::{
 };
 use crate::ops::quantized::{BLOCK_BYTES_8, GROUP, Packing, Quantization};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Groups of outputs that are multiplied side by side.
 pub(super) const SIDE_BY_SIDE: usize = 2;
@@ -73,19 +74,22 @@ impl Unit {
     }
 
     /// The best for some rows.
-    fn best(rows: usize) -> Self {
+    fn best(rows: usize, kind: Quantization) -> Self {
         #[cfg(target_arch = "x86_64")]
         {
-            /// Rows from which filling tiles pays.
-            const TILES: usize = 8;
-            if rows >= TILES && amx::available() {
+            // Rows from which filling tiles pays, and unpacking for them.
+            let tiles = match kind {
+                Quantization::Q8 => 8,
+                Quantization::Q4 => vnni::FEW + 1,
+            };
+            if rows >= tiles && amx::available() {
                 return Self::Tiles;
             }
             if vnni::available() {
                 return Self::Fours;
             }
         }
-        let _ = rows;
+        let _ = (rows, kind);
         Self::Widened(simd::best())
     }
 }
@@ -116,7 +120,7 @@ pub(super) struct Out<'a> {
 
 /// The result, `[m, n]`.
 pub(super) fn linear(op: Quantized<'_>) -> Floats {
-    linear_at(Unit::best(op.x.len() / op.packing.k), op)
+    linear_at(Unit::best(op.x.len() / op.packing.k, op.packing.kind), op)
 }
 
 /// [`linear`] by one unit that the machine has, one task for each range of outputs.
@@ -168,58 +172,67 @@ pub(super) fn linear_at(unit: Unit, op: Quantized<'_>) -> Floats {
 ///
 /// # Safety
 /// The machine has the unit, and nothing else writes these outputs.
-unsafe fn run(
-    unit: Unit,
-    op: Quantized<'_>,
-    rows: &Rows,
-    pairs: std::ops::Range<usize>,
-    out: Out<'_>,
-) {
+unsafe fn run(unit: Unit, op: Quantized<'_>, rows: &Rows, pairs: Range<usize>, out: Out<'_>) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: the machine has a matrix unit if that is the unit; tasks do not nest.
-    let _tiles = (unit == Unit::Tiles).then(|| unsafe { amx::int8::tiles(rows.width) });
+    if unit == Unit::Tiles {
+        // SAFETY: the machine has a matrix unit; tasks do not nest.
+        let _tiles = unsafe { amx::int8::tiles(rows.width) };
+        let block = amx::int8::block(rows);
+        for first in (0..rows.tiles).step_by(block) {
+            let tiles = first..rows.tiles.min(first + block);
+            each_pair(op, pairs.clone(), |slabs| {
+                // SAFETY: as above; the rest is the caller's promise.
+                unsafe { amx::int8::multiply(rows, tiles.clone(), slabs, out) }
+            });
+        }
+        return;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if unit == Unit::Fours && op.packing.kind == Quantization::Q4 && rows.count <= vnni::FEW {
+        let size = op.packing.blocks() * op.packing.block_bytes();
+        let last = op.packing.groups().min(pairs.end * SIDE_BY_SIDE);
+        for group in pairs.start * SIDE_BY_SIDE..last {
+            let slab = slab(op, group, &op.data[group * size..][..size]);
+            // SAFETY: the machine has the instructions; the rest is the caller's promise.
+            unsafe { vnni::few(rows, slab, out) };
+        }
+        return;
+    }
+    each_pair(op, pairs, |slabs| {
+        // SAFETY: the machine has the unit; the rest is the caller's promise.
+        unsafe {
+            match unit {
+                Unit::Widened(level) => widened::multiply(level, rows, slabs, out),
+                #[cfg(target_arch = "x86_64")]
+                _ => vnni::multiply(rows, slabs, out),
+            }
+        }
+    });
+}
+
+/// Has some pairs of groups multiplied, at eight bits.
+fn each_pair(op: Quantized<'_>, pairs: Range<usize>, multiply: impl Fn(&[Slab<'_>])) {
     let packing = op.packing;
     let size = packing.blocks() * packing.block_bytes();
     let unpacked = packing.blocks() * BLOCK_BYTES_8;
-    let mut buffer: Vec<Line> = Vec::new();
+    let mut buffer: Vec<Line> = match packing.kind {
+        Quantization::Q8 => Vec::new(),
+        Quantization::Q4 => lines(SIDE_BY_SIDE * unpacked),
+    };
     for pair in pairs {
         let first = pair * SIDE_BY_SIDE;
         let count = SIDE_BY_SIDE.min(packing.groups() - first);
         let data = &op.data[first * size..][..count * size];
-        #[cfg(target_arch = "x86_64")]
-        if packing.kind == Quantization::Q4 && unit == Unit::Fours && rows.count <= vnni::FEW {
-            for (g, data) in data.chunks_exact(size).enumerate() {
-                let slab = slab(op, first + g, data);
-                // SAFETY: what the caller promised.
-                unsafe { vnni::few(rows, slab, out) };
-            }
-            continue;
-        }
         let numbers = match packing.kind {
             Quantization::Q8 => data,
-            Quantization::Q4 => {
-                if buffer.capacity() == 0 {
-                    buffer = lines(SIDE_BY_SIDE * unpacked);
-                }
-                unpack::unpack(data, &mut buffer)
-            }
+            Quantization::Q4 => unpack::unpack(data, &mut buffer),
         };
         let slabs: [Slab<'_>; SIDE_BY_SIDE] = std::array::from_fn(|g| {
             // Where there is one group only, it stands for the other as well.
             let g = g.min(count - 1);
             slab(op, first + g, &numbers[g * unpacked..][..unpacked])
         });
-        let slabs = &slabs[..count];
-        // SAFETY: what the caller promised.
-        unsafe {
-            match unit {
-                Unit::Widened(level) => widened::multiply(level, rows, slabs, out),
-                #[cfg(target_arch = "x86_64")]
-                Unit::Fours => vnni::multiply(rows, slabs, out),
-                #[cfg(target_arch = "x86_64")]
-                Unit::Tiles => amx::int8::multiply(rows, slabs, out),
-            }
-        }
+        multiply(&slabs[..count]);
     }
 }
 

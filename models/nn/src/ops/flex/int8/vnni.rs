@@ -16,7 +16,7 @@ use std::arch::x86_64::{
 };
 
 /// Rows up to which numbers of four bits are multiplied as they are.
-pub(super) const FEW: usize = 3;
+pub(super) const FEW: usize = 8;
 /// Rows of a block: with two groups 24 registers of sums.
 const ROWS: usize = 6;
 
@@ -120,7 +120,12 @@ pub(super) unsafe fn few(rows: &Rows, slab: Slab<'_>, out: Out<'_>) {
         match rows.count {
             1 => few_rows::<1>(rows, slab, out),
             2 => few_rows::<2>(rows, slab, out),
-            3 => few_rows::<FEW>(rows, slab, out),
+            3 => few_rows::<3>(rows, slab, out),
+            4 => few_rows::<4>(rows, slab, out),
+            5 => few_rows::<5>(rows, slab, out),
+            6 => few_rows::<6>(rows, slab, out),
+            7 => few_rows::<7>(rows, slab, out),
+            FEW => few_rows::<FEW>(rows, slab, out),
             more => panic!("{more} rows are not few"),
         }
     }
