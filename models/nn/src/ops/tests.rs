@@ -628,12 +628,21 @@ fn threads_change_nothing() {
     let (x, weight) = (random(30, [800, 1100]), random(31, [150, 1100]));
     let q = random(32, [2, 300, 6, 40]);
     let kv = random(33, [2, 300, 2, 40]);
+    let short = FloatDType::BF16;
+    let (narrow, narrow_kv) = (weight.clone().cast(short), kv.clone().cast(short));
+    let quantized = KINDS_OF_QUANTIZATION.map(|kind| QuantizedWeight::new(weight.clone(), kind));
     let on = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         pool.expect("threads").install(|| {
-            let out = linear(x.clone(), weight.clone(), None);
-            let attended = attention(q.clone(), kv.clone(), kv.clone(), 0.2);
-            (bits(out), bits(attended))
+            let attend = |kv: &Tensor<4>| attention(q.clone(), kv.clone(), kv.clone(), 0.2);
+            let rounded = quantized.each_ref();
+            let rounded = rounded.map(|weight| bits(linear_quantized(x.clone(), weight, None)));
+            (
+                bits(linear(x.clone(), weight.clone(), None)),
+                bits(linear(x.clone(), narrow.clone(), None)),
+                [&kv, &narrow_kv].map(|kv| bits(attend(kv))),
+                rounded,
+            )
         })
     };
     let alone = on(1);
