@@ -10,7 +10,7 @@ use crate::tokenizer::HfTokenizer;
 use burn::tensor::Device;
 use kiln_registry::{
     DecodeLimits, Error, InputContext, LoadContext, MediaCounts, MultiModalModel, Progress,
-    Registry, Result, WeightDType,
+    Quantization, Registry, Result, WeightDType,
 };
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -23,6 +23,8 @@ pub struct ModelOptions {
     pub device: Device,
     /// The type of weights.
     pub dtype: WeightDType,
+    /// Narrower weights of linear layers, made as they are loaded.
+    pub quantize: Option<Quantization>,
     /// Items per prompt, where they differ from the modality's default.
     pub limit_mm_per_prompt: MediaCounts,
     /// Tokens of one sequence; `None`: as many as the model was made for.
@@ -42,6 +44,7 @@ impl Default for ModelOptions {
         Self {
             device: Device::flex(),
             dtype: WeightDType::Auto,
+            quantize: None,
             limit_mm_per_prompt: MediaCounts::new(),
             max_model_len: None,
             mm_processor_kwargs: None,
@@ -91,6 +94,7 @@ impl LoadedModel {
             files: checkpoint,
             device: &options.device,
             dtype: options.dtype,
+            quantize: options.quantize,
             progress,
         })?;
         let positions = model.max_position_embeddings();

@@ -2,7 +2,7 @@
 //! to the model for one pass.
 
 use crate::{Error, Result};
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{Bytes, DType, Device, Int, Shape, Tensor, TensorData};
 
 /// What a model needs of the KV cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,14 +48,16 @@ impl KvCache {
     /// A cache of zeros.
     pub fn new(spec: &KvSpec, blocks: usize, block_size: usize, device: &Device) -> Self {
         let shape = [blocks, block_size, spec.kv_heads, spec.head_dim];
-        let zeros = || match spec.dtype {
-            // Fresh zeros of the system: memory is taken as it is written, where `Tensor::zeros`
-            // copies them and takes all of it at once.
-            DType::F32 => {
-                let data = vec![0.0f32; shape.iter().product()];
-                Tensor::from_data(TensorData::new(data, shape), (device, DType::F32))
-            }
-            dtype => Tensor::<4>::zeros(shape, (device, dtype)),
+        // Fresh zeros of the system: memory is taken as it is written, where `Tensor::zeros` copies
+        // them and takes all of it at once.
+        let count: usize = shape.iter().product();
+        let zeros = || {
+            let bytes = match spec.dtype.size() {
+                2 => Bytes::from_elems(vec![0u16; count]),
+                _ => Bytes::from_elems(vec![0u32; count]),
+            };
+            let data = TensorData::from_bytes(bytes, Shape::from(shape.to_vec()), spec.dtype);
+            Tensor::<4>::from_data(data, (device, spec.dtype))
         };
         let layers = (0..spec.layers)
             .map(|_| {

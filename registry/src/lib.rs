@@ -40,7 +40,8 @@ pub use lookup::{KnownFeature, Registry};
 pub use media::{ContentHash, MediaItem, MediaKind};
 pub use modality::{DecodeLimits, Decoder, InputMapper, MODALITIES, ModalitySpec};
 pub use model::{
-    CheckpointFiles, Encoded, LoadContext, LoadModel, MultiModalModel, Progress, WeightDType,
+    CheckpointFiles, Encoded, LoadContext, LoadModel, MultiModalModel, Progress, Quantization,
+    WeightDType,
 };
 pub use prompt::{
     Expansion, PlaceholderRange, ProcessedInputs, Prompt, PromptInputs, expand_placeholders,

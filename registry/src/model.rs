@@ -51,6 +51,28 @@ impl std::str::FromStr for WeightDType {
     }
 }
 
+/// To how many bits the weights of linear layers are narrowed as they are loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quantization {
+    /// Eight bits, and a scale for each output and 128 of its elements: 8.25 bits a weight.
+    Q8,
+    /// Four bits: a number of eight bits for which one of 16 steps, from one of 16 zeros, stands;
+    /// step and zero for each 32 elements, a scale for each output: 4.25 bits a weight.
+    Q4,
+}
+
+impl std::str::FromStr for Quantization {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "q8" | "int8" => Ok(Self::Q8),
+            "q4" | "int4" => Ok(Self::Q4),
+            _ => Err(Error::invalid(format!("no quantization `{s}`: q8 or q4"))),
+        }
+    }
+}
+
 /// Reports how far a load is: tensors done and tensors in all.
 pub type Progress<'a> = &'a (dyn Fn(usize, usize) + Sync);
 
@@ -64,6 +86,8 @@ pub struct LoadContext<'a> {
     pub device: &'a Device,
     /// The type of weights.
     pub dtype: WeightDType,
+    /// Whether the weights of linear layers are narrowed, and to what; `dtype` holds for the others.
+    pub quantize: Option<Quantization>,
     /// Told after each tensor.
     pub progress: Progress<'a>,
 }

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use kiln_engine::{CacheOptions, EngineOptions, ModelOptions, SamplingParams, open_device};
-use kiln_registry::{MediaCounts, WeightDType};
+use kiln_registry::{MediaCounts, Quantization, WeightDType};
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
@@ -14,6 +14,7 @@ Examples:
   kiln run ./llava-1.5-7b --image cat.jpg 'What is this?'
   kiln run ./llava-1.5-7b --image a.jpg --image b.png --limit-mm-per-prompt image=2 'Compare.'
   kiln inspect ./llava-v1.6 --image wide.jpg --out sheet.png
+  kiln bench ./llava-1.5-7b --image cat.jpg --concurrency 1,8
   kiln models
 
 Exit codes: 0 done, 1 failed, 2 the command line or the input can't be served as given.";
@@ -22,6 +23,9 @@ Exit codes: 0 done, 1 failed, 2 the command line or the input can't be served as
 #[derive(Parser)]
 #[command(name = "kiln", version, about, after_help = EXAMPLES)]
 pub(crate) struct Cli {
+    /// Threads that compute [default: one a core].
+    #[arg(long, global = true, env = "KILN_THREADS", value_name = "N")]
+    pub(crate) threads: Option<usize>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -45,6 +49,12 @@ pub(crate) enum Command {
     /// mapped tensor under its Hugging Face name, `tower.I` and `image_features.I` per item,
     /// `logits` ([prompt, vocabulary]), `greedy`.
     Trace(TraceArgs),
+    /// Measure where the time goes, and how near the machine's limits that is.
+    ///
+    /// Each stage of one request with its operations, the bytes it reads, and the fraction of this
+    /// machine's limit, measured in the same run, that it reaches; then whole requests at once.
+    /// Times are medians behind a run that warms up. Close other programs.
+    Bench(BenchArgs),
 }
 
 /// Which checkpoint, and how it is loaded.
@@ -54,6 +64,9 @@ pub(crate) struct LoadArgs {
     /// Type of weights: auto (as stored), f32, bf16 or f16.
     #[arg(long, default_value = "auto", value_name = "TYPE")]
     pub(crate) dtype: String,
+    /// Narrow the weights of linear layers as they are loaded: q8 or q4.
+    #[arg(long, value_name = "BITS")]
+    pub(crate) quantize: Option<String>,
     /// Where to run: cpu, cuda or cuda:N.
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     pub(crate) device: String,
@@ -256,6 +269,48 @@ pub(crate) struct TraceArgs {
     pub(crate) load: LoadArgs,
 }
 
+#[derive(Args)]
+pub(crate) struct BenchArgs {
+    /// Folder of a Hugging Face checkpoint, or `builtin`.
+    pub(crate) model_dir: PathBuf,
+    /// A picture file; may be repeated [default: the built-in one, where the model takes pictures].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) image: Vec<PathBuf>,
+    /// No picture at all.
+    #[arg(long, conflicts_with = "image")]
+    pub(crate) text_only: bool,
+    /// Tokens of text in the prompt.
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = at_least_one)]
+    pub(crate) prompt_tokens: usize,
+    /// New tokens of each answer.
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = at_least_one)]
+    pub(crate) output_tokens: usize,
+    /// Requests at once, a list; left empty, no whole requests are run.
+    #[arg(
+        long,
+        default_value = "1,8",
+        value_name = "LIST",
+        value_delimiter = ','
+    )]
+    pub(crate) concurrency: Vec<usize>,
+    /// Runs of which the middle one is told.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = at_least_one)]
+    pub(crate) repeat: usize,
+    /// Also what a token costs at contexts from 512 to 32768 and in batches from 1 to 64.
+    #[arg(long)]
+    pub(crate) growth: bool,
+    /// As JSON, for programs.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// A bar chart of the phases to write.
+    #[arg(long, value_name = "FILE.svg")]
+    pub(crate) chart: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) load: LoadArgs,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
+}
+
 impl LoadArgs {
     /// As the engine takes them. `given`: as many items as the command line names are always allowed
     /// where it sets no limit itself.
@@ -281,6 +336,11 @@ impl LoadArgs {
         Ok(ModelOptions {
             device: open_device(&self.device)?,
             dtype: self.dtype.parse::<WeightDType>()?,
+            quantize: self
+                .quantize
+                .as_deref()
+                .map(str::parse::<Quantization>)
+                .transpose()?,
             limit_mm_per_prompt: limits,
             max_model_len: self.max_model_len,
             mm_processor_kwargs: kwargs,
@@ -327,6 +387,13 @@ impl SamplingArgs {
             stop_token_ids: self.stop_token_id.clone(),
             ignore_eos: self.ignore_eos,
         }
+    }
+}
+
+fn at_least_one(text: &str) -> Result<usize> {
+    match text.parse() {
+        Ok(n) if n > 0 => Ok(n),
+        _ => bail!("a whole number above 0 is wanted"),
     }
 }
 

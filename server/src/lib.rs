@@ -12,6 +12,7 @@
 //! }
 //! ```
 
+mod bench;
 mod builtin;
 mod cli;
 mod commands;
@@ -27,12 +28,17 @@ use std::process::ExitCode;
 /// the caller can mend.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Err(error) = set_threads(cli.threads) {
+        eprintln!("kiln: {error:#}");
+        return ExitCode::from(2);
+    }
     let result = match &cli.command {
         Command::Run(args) => commands::run(args),
         Command::Models(args) => commands::models(args),
         Command::Inspect(args) => commands::inspect(args),
         Command::Profile(args) => commands::profile(args),
         Command::Trace(args) => commands::trace(args),
+        Command::Bench(args) => commands::bench(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -42,6 +48,17 @@ pub fn main() -> ExitCode {
             ExitCode::from(if is_callers_fault(&error) { 2 } else { 1 })
         }
     }
+}
+
+/// One pool computes: kernels, and nothing beside them, so that there are never more threads than
+/// asked for.
+fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
+    let Some(threads) = threads else {
+        return Ok(());
+    };
+    anyhow::ensure!(threads > 0, "--threads is 0: at least one must compute");
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    Ok(pool.build_global()?)
 }
 
 /// A reader that has enough (`kiln run | head`) is no failure.

@@ -1,6 +1,7 @@
 //! What a contributor types: `cargo xtask COMMAND`. Each command runs the one script or tool that
 //! does the work; what needs Python stays out of the tests and out of CI.
 
+mod bench;
 mod check;
 mod generate;
 mod linked;
@@ -51,6 +52,10 @@ enum Task {
     DemoEval(Rest),
     /// Compare `kiln trace` with transformers on random checkpoints off the fixtures (needs Python).
     TraceParity(trace_parity::Args),
+    /// What narrower weights cost: perplexity on a text, or the built-in model's answers.
+    Quality(Rest),
+    /// Measure Kiln and the rivals that are installed in turn, and write docs/benchmarks.md.
+    Bench(bench::Args),
     /// Measure the exported built-in model with transformers (needs Python).
     EvalDemo(Rest),
 }
@@ -95,21 +100,10 @@ fn main() -> Result<()> {
         Task::VideoGoldens(rest) => script("video_goldens.py", rest, &[]),
         Task::AudioGoldens(rest) => script("audio_goldens.py", rest, &[]),
         Task::TrainDemo(rest) => script("train_demo.py", rest, &[]),
-        Task::DemoEval(rest) => {
-            let mut cargo = Command::new(cargo());
-            cargo.args([
-                "run",
-                "--release",
-                "--quiet",
-                "--locked",
-                "-p",
-                "kiln-demo-eval",
-                "--",
-            ]);
-            cargo.args(&rest.args);
-            cargo
-        }
+        Task::DemoEval(rest) => program("kiln-demo-eval", rest),
+        Task::Quality(rest) => program("kiln-quality", rest),
         Task::EvalDemo(rest) => script("eval_demo.py", rest, &[]),
+        Task::Bench(args) => return bench::run(&cli.python, args),
         Task::TraceParity(args) => return trace_parity::run(&cli.python, args),
     };
     // The reference must answer from the checkpoints given, never from the network.
@@ -121,6 +115,22 @@ fn main() -> Result<()> {
         bail!("{:?}: {status}", command.get_program());
     }
     Ok(())
+}
+
+/// A program of the workspace.
+fn program(package: &str, rest: &Rest) -> Command {
+    let mut command = Command::new(cargo());
+    command.args([
+        "run",
+        "--release",
+        "--quiet",
+        "--locked",
+        "-p",
+        package,
+        "--",
+    ]);
+    command.args(&rest.args);
+    command
 }
 
 /// The Cargo that runs this, or else the one on the path.

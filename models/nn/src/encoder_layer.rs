@@ -3,7 +3,7 @@
 use crate::layers::{LayerNorm, Linear};
 use crate::ops::{self, Activation};
 use crate::weights::Scope;
-use burn::tensor::Tensor;
+use burn::tensor::{FloatDType, Tensor};
 use kiln_registry::Result;
 
 /// The sizes of a layer, and what differs between towers.
@@ -81,10 +81,14 @@ impl EncoderLayer {
         let head_dim = width / self.heads;
         let split = |x: Tensor<2>| x.reshape([items, tokens, self.heads, head_dim]);
         let y = self.attention_norm.forward(x.clone());
+        let stored = |layer: &Linear, y: Tensor<2>| match layer.precision() {
+            FloatDType::F32 => split(layer.forward(y)),
+            other => split(layer.forward(y)).cast(other),
+        };
         let attended = ops::attention(
             split(self.q_proj.forward(y.clone())),
-            split(self.k_proj.forward(y.clone())),
-            split(self.v_proj.forward(y)),
+            stored(&self.k_proj, y.clone()),
+            stored(&self.v_proj, y),
             (head_dim as f32).powf(-0.5),
         );
         let x = x + self.out_proj.forward(attended.reshape([rows, width]));

@@ -1,14 +1,23 @@
 //! Linear layers, their weights kept `[out, in]` as checkpoints store them, and norms.
 
-use crate::ops::{self, Activation};
+use crate::ops::{self, Activation, Quantization, QuantizedWeight};
 use crate::weights::Scope;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, FloatDType, Tensor};
 use kiln_registry::Result;
 
 /// `y = x · wᵀ + b`.
 pub struct Linear {
-    weight: Tensor<2>,
+    weight: Weight,
     bias: Option<Tensor<1>>,
+}
+
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a few hundred layers, most of them of one kind"
+)]
+enum Weight {
+    Float(Tensor<2>),
+    Quantized(QuantizedWeight),
 }
 
 impl Linear {
@@ -18,20 +27,53 @@ impl Linear {
     /// See [`Scope::weight`].
     pub fn load(scope: &Scope<'_>, input: usize, output: usize, bias: bool) -> Result<Self> {
         Ok(Self {
-            weight: scope.weight("weight", [output, input])?,
+            weight: match scope.quantization() {
+                None => Weight::Float(scope.weight("weight", [output, input])?),
+                Some(kind) => {
+                    let weight = scope.quantized("weight", [output, input], kind)?;
+                    Weight::Quantized(weight)
+                }
+            },
             bias: bias.then(|| scope.vector("bias", output)).transpose()?,
         })
     }
 
     /// A layer of given parts, such as a convolution's kernel laid flat.
     pub fn from_parts(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
-        Self { weight, bias }
+        Self {
+            weight: Weight::Float(weight),
+            bias,
+        }
+    }
+
+    /// The same layer, its weight rounded to a few bits; as it is where that was done before.
+    #[must_use]
+    pub fn quantized(self, kind: Quantization) -> Self {
+        let weight = match self.weight {
+            Weight::Float(weight) => Weight::Quantized(QuantizedWeight::new(weight, kind)),
+            quantized => quantized,
+        };
+        Self {
+            weight,
+            bias: self.bias,
+        }
+    }
+
+    /// The precision of its products: what attention to its outputs may be computed in.
+    pub fn precision(&self) -> FloatDType {
+        match &self.weight {
+            Weight::Float(weight) if weight.dtype() != DType::BF16 => FloatDType::F32,
+            _ => FloatDType::BF16,
+        }
     }
 
     /// # Shapes
     /// f32 `[rows, in]` to f32 `[rows, out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::linear(x, self.weight.clone(), self.bias.clone())
+        match &self.weight {
+            Weight::Float(weight) => ops::linear(x, weight.clone(), self.bias.clone()),
+            Weight::Quantized(weight) => ops::linear_quantized(x, weight, self.bias.clone()),
+        }
     }
 }
 

@@ -13,3 +13,4 @@ pub mod placeholder;
 pub mod vision;
 pub mod vlm;
 pub mod weights;
+pub mod work;

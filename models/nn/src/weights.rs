@@ -4,11 +4,14 @@
 //! Names: a model crate asks in one canonical layout; [`Rename`] rules bring the layouts in the
 //! wild to it.
 
+use crate::ops::QuantizedWeight;
 use burn::tensor::{Bytes as TensorBytes, DType, Device, FloatDType, Shape, Tensor, TensorData};
 use bytes::Bytes;
 use cubecl_environment::bytes::AllocationProperty;
 use half::{bf16, f16};
-use kiln_registry::{CheckpointFiles, Error, LoadContext, Progress, Result, WeightDType};
+use kiln_registry::{
+    CheckpointFiles, Error, LoadContext, Progress, Quantization, Result, WeightDType,
+};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use std::cell::RefCell;
@@ -35,6 +38,7 @@ pub struct Weights<'a> {
     entries: BTreeMap<String, Entry>,
     device: &'a Device,
     dtype: WeightDType,
+    quantize: Option<Quantization>,
     progress: Progress<'a>,
     used: RefCell<Used>,
 }
@@ -89,6 +93,7 @@ impl<'a> Weights<'a> {
             entries,
             device: ctx.device,
             dtype: ctx.dtype,
+            quantize: ctx.quantize,
             progress: ctx.progress,
             used: RefCell::default(),
         })
@@ -224,6 +229,31 @@ impl Scope<'_> {
     pub fn weight<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<D>> {
         let (data, wanted) = self.weights.take(&self.name(name), &shape, true)?;
         Ok(self.place(data, wanted))
+    }
+
+    /// To what the weights of linear layers are narrowed, if they are.
+    pub fn quantization(&self) -> Option<Quantization> {
+        self.weights.quantize
+    }
+
+    /// A linear layer's weight, rounded to a few bits: one tensor after the other, so that no more
+    /// than one of them is there twice.
+    ///
+    /// # Errors
+    /// As [`weight`](Self::weight).
+    pub fn quantized(
+        &self,
+        name: &str,
+        shape: [usize; 2],
+        kind: Quantization,
+    ) -> Result<QuantizedWeight> {
+        let (data, wanted) = self.weights.take(&self.name(name), &shape, true)?;
+        let wide = shape[0] * shape[1] * wanted.size();
+        let stored = data.dtype();
+        let weight = QuantizedWeight::new(self.place(data, stored), kind);
+        let mut used = self.weights.used.borrow_mut();
+        used.bytes = used.bytes - wide + weight.bytes();
+        Ok(weight)
     }
 
     /// A small vector (bias, norm, ...): always f32, since it costs nothing and is summed exactly.

@@ -305,6 +305,7 @@ fn load(
             files,
             device,
             dtype: WeightDType::F32,
+            quantize: None,
             progress: &|_, _| {},
         })
     })

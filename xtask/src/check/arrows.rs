@@ -36,7 +36,7 @@ impl Floor {
             ["models", _] => Self::Model,
             ["engine"] => Self::Engine,
             ["server"] => Self::Server,
-            ["xtask", "demo-eval"] => Self::Program,
+            ["xtask", "demo-eval" | "quality"] => Self::Program,
             ["xtask"] | ["xtask", _] => Self::Tools,
             ["tests"] | ["tests", _] => Self::Tests,
             _ => return None,
@@ -66,7 +66,7 @@ impl Floor {
                 "the engine depends on the registry alone: it never names a model or a modality",
             ),
             Server => (
-                &[Registry, Engine, Model, Picture, Modality],
+                &[Registry, Engine, Parts, Model, Picture, Modality],
                 "the server depends on registry, engine, models and modalities",
             ),
             Tools => (
@@ -228,7 +228,7 @@ mod tests {
             ("kiln-other", "models/other", "kiln-engine"),
             ("kiln-engine", "engine", "kiln-llava"),
             ("kiln-engine", "engine", "kiln-image"),
-            ("kiln", "server", "kiln-nn"),
+            ("kiln", "server", "kiln-demo"),
             ("kiln", "server", "kiln-conformance"),
             ("xtask", "xtask", "kiln-registry"),
             ("kiln-demo", "xtask/demo", "kiln-image"),

@@ -54,6 +54,7 @@ fn with_tower(check: impl FnOnce(&AudioTower)) {
         files: &Golden,
         device: &Device::flex(),
         dtype: WeightDType::F32,
+        quantize: None,
         progress: &|_, _| {},
     };
     let weights = Weights::open(&ctx, &[]).unwrap();

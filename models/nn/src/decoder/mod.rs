@@ -16,7 +16,7 @@ pub use rope::{Rope, RopeScaling};
 
 use crate::layers::{Linear, RmsNorm};
 use crate::weights::{Scope, Weights};
-use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
+use burn::tensor::{Device, FloatDType, Int, Tensor};
 use kiln_registry::{ForwardBatch, KvSpec, Result};
 use layer::DecoderLayer;
 
@@ -73,13 +73,13 @@ impl Decoder {
         &self.device
     }
 
-    /// What the cache must hold. Keys and values are f32, as activations are.
+    /// What the cache must hold: keys and values in the precision of the products.
     pub fn kv_spec(&self) -> KvSpec {
         KvSpec {
             layers: self.config.num_hidden_layers,
             kv_heads: self.config.num_key_value_heads,
             head_dim: self.config.head_dim,
-            dtype: DType::F32,
+            dtype: self.lm_head.precision().into(),
         }
     }
 

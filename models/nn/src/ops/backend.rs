@@ -1,6 +1,6 @@
 //! The seam between operators over tensors and a backend's own code for them.
 
-use super::{Activation, flex};
+use super::{Activation, flex, quantized::Packing};
 use burn::backend::{
     Backend, Flex, backend_extension,
     tensor::{FloatTensor, IntTensor},
@@ -17,6 +17,21 @@ pub(super) trait KilnOps: Backend {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
+    fn linear_quantized(
+        x: FloatTensor<Self>,
+        data: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        packing: Packing,
+    ) -> FloatTensor<Self>;
+
+    fn linear_quantized_bias(
+        x: FloatTensor<Self>,
+        data: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        packing: Packing,
     ) -> FloatTensor<Self>;
 
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self>;
@@ -73,6 +88,25 @@ impl KilnOps for Flex {
         bias: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         flex::linear(x, weight, Some(bias))
+    }
+
+    fn linear_quantized(
+        x: FloatTensor<Self>,
+        data: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        packing: Packing,
+    ) -> FloatTensor<Self> {
+        flex::linear_quantized(x, data, scales, None, packing)
+    }
+
+    fn linear_quantized_bias(
+        x: FloatTensor<Self>,
+        data: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        packing: Packing,
+    ) -> FloatTensor<Self> {
+        flex::linear_quantized(x, data, scales, Some(bias), packing)
     }
 
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self> {
@@ -140,7 +174,7 @@ impl KilnOps for Flex {
 /// CubeCL's backends have no code of their own yet.
 #[cfg(feature = "cuda")]
 mod cube {
-    use super::{Activation, BatchLayout, FloatTensor, IntTensor, KilnOps};
+    use super::{Activation, BatchLayout, FloatTensor, IntTensor, KilnOps, Packing};
     use crate::ops::portable;
     use burn::{
         backend::Cube,
@@ -167,6 +201,40 @@ mod cube {
             bias: FloatTensor<Self>,
         ) -> FloatTensor<Self> {
             lower(portable::linear(lift(x), lift(weight), Some(lift(bias))))
+        }
+
+        fn linear_quantized(
+            x: FloatTensor<Self>,
+            data: IntTensor<Self>,
+            scales: FloatTensor<Self>,
+            packing: Packing,
+        ) -> FloatTensor<Self> {
+            let data = Tensor::<1, Int>::from_primitive::<Cube>(data);
+            lower(portable::linear_quantized(
+                lift(x),
+                data,
+                lift(scales),
+                None,
+                packing,
+            ))
+        }
+
+        fn linear_quantized_bias(
+            x: FloatTensor<Self>,
+            data: IntTensor<Self>,
+            scales: FloatTensor<Self>,
+            bias: FloatTensor<Self>,
+            packing: Packing,
+        ) -> FloatTensor<Self> {
+            let data = Tensor::<1, Int>::from_primitive::<Cube>(data);
+            let (scales, bias) = (lift(scales), Some(lift(bias)));
+            lower(portable::linear_quantized(
+                lift(x),
+                data,
+                scales,
+                bias,
+                packing,
+            ))
         }
 
         fn rms_norm(

@@ -14,8 +14,15 @@ mod backend;
 mod flex;
 #[cfg(any(test, feature = "cuda"))]
 mod portable;
+mod quantized;
 #[cfg(test)]
 mod tests;
+
+pub use flex::limits;
+pub use kiln_registry::Quantization;
+pub use quantized::{QuantizedWeight, linear_quantized};
+
+use crate::work;
 
 use backend::KilnOps;
 use burn::{
@@ -53,7 +60,8 @@ impl Activation {
     }
 }
 
-/// `x * weight^T + bias`
+/// `x * weight^T + bias`, summed in `f32`. On a weight of `bf16` the elements of `x` are rounded to
+/// `bf16` before they are multiplied.
 ///
 /// # Shapes
 /// `x`: `[m, k]`, `weight`: `[n, k]`, `bias`: `[n]`; the result: `[m, n]`.
@@ -64,6 +72,8 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tenso
     if m == 0 || n == 0 {
         return empty([m, n], &x);
     }
+    assert_ne!(k, 0, "a row of x has elements");
+    work::linear(m, n, k, weight.dtype());
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
     Tensor::from_dispatch(match bias {
         Some(bias) => {
@@ -160,6 +170,7 @@ pub fn kv_write(cache: Tensor<4>, new: Tensor<3>, slots: Tensor<1, Int>) -> Tens
 /// Causal attention of a flat batch over the paged cache, into which the batch's own keys and
 /// values are written already. Query head `h` reads KV head `h * kv_heads / heads`. A token at
 /// position `p` sees positions `p + 1 - window..=p` of its own sequence, from 0 without a window.
+/// With a cache of `bf16`, queries are rounded to `bf16`, and so may the weights of the values be.
 ///
 /// # Shapes
 /// `q`: `[tokens, heads, head_dim]`, `keys` and `values`: `[blocks, block_size, kv_heads,
@@ -182,6 +193,8 @@ pub fn paged_attention(
     if tokens == 0 {
         return q;
     }
+    let token = 2 * kv_heads * head_dim * keys.dtype().size();
+    work::paged_attention(layout, heads, head_dim, token, window);
     let (q, keys, values) = (
         q.into_dispatch(),
         keys.into_dispatch(),
@@ -191,14 +204,15 @@ pub fn paged_attention(
     Tensor::from_dispatch(out)
 }
 
-/// Full attention, each token of a picture to all of them.
+/// Full attention, each token of a picture to all of them. Of keys and values of `bf16` the same is
+/// true as for [`paged_attention`].
 ///
 /// # Shapes
 /// `q`: `[batch, tokens, heads, head_dim]`, `k` and `v`: `[batch, tokens, kv_heads, head_dim]`
 /// (their tokens may be other than the queries'); the result as `q`.
 pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, scale: f32) -> Tensor<4> {
-    let [batch, _, heads, head_dim] = q.dims();
-    let [kv_batch, _, kv_heads, width] = k.dims();
+    let [batch, queries, heads, head_dim] = q.dims();
+    let [kv_batch, keys, kv_heads, width] = k.dims();
     assert_eq!(k.dims(), v.dims(), "a value for each key");
     assert_eq!(k.dtype(), v.dtype(), "keys and values of one type");
     assert_eq!((batch, head_dim), (kv_batch, width), "queries fit the keys");
@@ -206,6 +220,7 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, scale: f32) -> Tensor
     if q.shape().num_elements() == 0 {
         return q;
     }
+    work::attention(batch * queries, keys, heads, head_dim);
     let (q, k, v) = (q.into_dispatch(), k.into_dispatch(), v.into_dispatch());
     Tensor::from_dispatch(Dispatch::attention(q, k, v, scale))
 }

@@ -1,20 +1,82 @@
 //! The operators in Burn's own, for every backend without code of ours, and what the native ones
 //! are tested against. Clear before fast.
 
-use super::Activation;
+use super::{
+    Activation, Quantization,
+    quantized::{BLOCK, BLOCK_BYTES_4, GROUP, PART, PARTS, Packing},
+};
 use burn::tensor::{
-    Bool, DType, FloatDType, IndexingUpdateOp, Int, Tensor, TensorData,
+    Bool, DType, FloatDType, IndexingUpdateOp, Int, IntDType, Tensor, TensorData,
     activation::{relu, sigmoid, softmax},
 };
 use kiln_registry::BatchLayout;
 
 /// [`super::linear`]
 pub(super) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
-    let product = x.matmul(wide(weight).transpose());
+    let product = like(x, &weight).matmul(wide(weight).transpose());
     match bias {
         Some(bias) => product + wide(bias).unsqueeze(),
         None => product,
     }
+}
+
+/// [`super::linear_quantized`]
+pub(super) fn linear_quantized(
+    x: Tensor<2>,
+    data: Tensor<1, Int>,
+    scales: Tensor<1>,
+    bias: Option<Tensor<1>>,
+    packing: Packing,
+) -> Tensor<2> {
+    linear(rounded(x), widened(data, scales, packing), bias)
+}
+
+/// Rows as a linear layer on a quantized weight takes them: each block a whole number of steps,
+/// 127 of which are its greatest magnitude.
+fn rounded(x: Tensor<2>) -> Tensor<2> {
+    /// Adding and taking it away rounds to a whole number, ties to even.
+    const ROUND: f32 = 12_582_912.0;
+    let [m, k] = x.dims();
+    let blocks = k.div_ceil(BLOCK);
+    let x = x.pad((0, blocks * BLOCK - k, 0, 0), 0.0);
+    let x: Tensor<3> = x.reshape([m, blocks, BLOCK]);
+    let most = x.clone().abs().max_dim(2);
+    let tiny = most.clone().lower_equal_elem(1e-30);
+    let inverse = (most.clone().recip() * 127.0).mask_fill(tiny, 0.0);
+    let steps = (x * inverse + ROUND) - ROUND;
+    let x: Tensor<2> = (steps * (most / 127.0)).reshape([m, blocks * BLOCK]);
+    x.narrow(1, 0, k)
+}
+
+/// [`super::QuantizedWeight::widened`]
+pub(super) fn widened(data: Tensor<1, Int>, scales: Tensor<1>, packing: Packing) -> Tensor<2> {
+    let (groups, blocks) = (packing.groups(), packing.blocks());
+    let data = data.cast(IntDType::I32);
+    let weight: Tensor<2> = match packing.kind {
+        Quantization::Q8 => {
+            let numbers: Tensor<5, Int> = data.reshape([groups, blocks, BLOCK / 4, GROUP, 4]);
+            let numbers = numbers.permute([0, 3, 1, 2, 4]).float();
+            let numbers: Tensor<3> = numbers.reshape([groups * GROUP, blocks, BLOCK]);
+            let scales: Tensor<3> = scales.reshape([groups, blocks, GROUP]).swap_dims(1, 2);
+            (numbers * scales.reshape([groups * GROUP, blocks, 1])).flatten(1, 2)
+        }
+        Quantization::Q4 => {
+            let data: Tensor<3, Int> = data.reshape([groups, blocks, BLOCK_BYTES_4]);
+            let steps = data.clone().narrow(2, 0, PARTS * GROUP);
+            let steps: Tensor<6, Int> = steps.reshape([groups, blocks, PARTS, 1, GROUP, 1]);
+            let (step, zero) = (steps.clone() % 16 + 1, steps / 16);
+            let numbers = data.narrow(2, PARTS * GROUP, BLOCK * GROUP / 2);
+            let shape = [groups, blocks, PARTS, PART / 8, GROUP, 4];
+            let numbers: Tensor<6, Int> = numbers.reshape(shape);
+            let numbers = Tensor::cat(vec![numbers.clone() % 16, numbers / 16], 3);
+            let numbers = ((numbers - zero) * step)
+                .permute([0, 4, 1, 2, 3, 5])
+                .float();
+            let numbers: Tensor<2> = numbers.reshape([groups * GROUP, blocks * BLOCK]);
+            numbers * scales.reshape([groups * GROUP, 1])
+        }
+    };
+    weight.slice([0..packing.n, 0..packing.k])
 }
 
 /// [`super::rms_norm`]
@@ -85,7 +147,7 @@ pub(super) fn paged_attention(
             .collect();
         let hidden = TensorData::new(hidden, [1, 1, queries, context]);
         let hidden = Tensor::<4, Bool>::from_data(hidden, &device);
-        let q = q.clone().narrow(0, row, queries).unsqueeze();
+        let q = like(q.clone(), &keys).narrow(0, row, queries).unsqueeze();
         let part = attend(q, gather(&keys), gather(&values), scale, Some(hidden));
         parts.push(part.reshape([queries, heads, head_dim]));
         row += queries;
@@ -95,7 +157,7 @@ pub(super) fn paged_attention(
 
 /// [`super::attention`]
 pub(super) fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, scale: f32) -> Tensor<4> {
-    attend(q, wide(k), wide(v), scale, None)
+    attend(like(q, &k), wide(k), wide(v), scale, None)
 }
 
 /// Attention of `[batch, tokens, heads, head_dim]`, each KV head repeated for its query heads.
@@ -143,6 +205,15 @@ pub(super) fn activation(x: Tensor<2>, kind: Activation) -> Tensor<2> {
 /// [`super::gated`]
 pub(super) fn gated(gate: Tensor<2>, up: Tensor<2>, kind: Activation) -> Tensor<2> {
     activation(gate, kind) * up
+}
+
+/// Rows as they are multiplied with a weight, or queries with keys: where these are of `bf16`, the
+/// others are rounded to it.
+fn like<const D: usize, const K: usize>(x: Tensor<D>, other: &Tensor<K>) -> Tensor<D> {
+    match other.dtype() {
+        DType::BF16 => wide(x.cast(FloatDType::BF16)),
+        _ => x,
+    }
 }
 
 fn wide<const D: usize>(x: Tensor<D>) -> Tensor<D> {

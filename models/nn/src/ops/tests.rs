@@ -58,15 +58,124 @@ fn bits<const D: usize>(x: Tensor<D>) -> Vec<u32> {
 
 /// Whether both are the same but for rounding.
 fn assert_close<const D: usize>(native: Tensor<D>, twin: Tensor<D>, what: &str) {
+    let scale = host(twin.clone())
+        .iter()
+        .fold(1e-3f32, |a, b| a.max(b.abs()));
+    assert_near(native, twin, 1e-5 * scale, what);
+}
+
+/// Whether attention to values of a type, in -1..1, is the same but for rounding: weights may be
+/// rounded to `bf16` for values of it.
+fn assert_attends<const D: usize>(native: Tensor<D>, twin: Tensor<D>, dtype: FloatDType) {
+    match dtype {
+        FloatDType::BF16 => assert_near(native, twin, 1.0 / 256.0, "attention"),
+        _ => assert_close(native, twin, "attention"),
+    }
+}
+
+/// Whether both are the same within a tolerance.
+fn assert_near<const D: usize>(native: Tensor<D>, twin: Tensor<D>, tolerance: f32, what: &str) {
     assert_eq!(native.dims(), twin.dims(), "{what}");
     assert_eq!(native.dtype(), twin.dtype(), "{what}");
     let (native, twin) = (host(native), host(twin));
-    let scale = twin.iter().fold(1e-3f32, |a, b| a.max(b.abs()));
     for (i, (a, b)) in native.iter().zip(&twin).enumerate() {
         assert!(
-            (a - b).abs() <= 1e-5 * scale,
+            (a - b).abs() <= tolerance,
             "{what}: element {i} is {a}, not {b}"
         );
+    }
+}
+
+const KINDS_OF_QUANTIZATION: [Quantization; 2] = [Quantization::Q8, Quantization::Q4];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn linear_quantized_is_its_twin(
+        m in prop_oneof![1usize..9, 30usize..70],
+        n in 1usize..70,
+        k in prop_oneof![1usize..300, 1000usize..1100],
+        dtype in 0usize..3,
+        biased: bool,
+    ) {
+        let x = random(1, [m, k]);
+        let weight = random(2, [n, k]).cast(DTYPES[dtype]);
+        let bias = biased.then(|| random(3, [n]));
+        for kind in KINDS_OF_QUANTIZATION {
+            for weight in views(&weight) {
+                let weight = QuantizedWeight::new(weight, kind);
+                let twin = portable::linear_quantized(
+                    x.clone(),
+                    weight.data.clone(),
+                    weight.scales.clone(),
+                    bias.clone(),
+                    weight.packing,
+                );
+                for x in views(&x) {
+                    let native = linear_quantized(x, &weight, bias.clone());
+                    assert_close(native, twin.clone(), &format!("{kind:?}"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_of_linear_quantized_is_the_same_alone(
+        m in 2usize..80,
+        n in 1usize..90,
+        k in prop_oneof![1usize..300, 1000usize..1300],
+    ) {
+        let x = random(4, [m, k]);
+        for kind in KINDS_OF_QUANTIZATION {
+            let weight = QuantizedWeight::new(random(5, [n, k]), kind);
+            let all = bits(linear_quantized(x.clone(), &weight, None));
+            for part in [1, 2, 3, 5, 7, 8, 17, 33] {
+                let mut rows = Vec::new();
+                for first in (0..m).step_by(part) {
+                    let x = x.clone().narrow(0, first, part.min(m - first));
+                    rows.extend(bits(linear_quantized(x, &weight, None)));
+                }
+                prop_assert!(rows == all, "{:?} in parts of {}", kind, part);
+            }
+        }
+    }
+}
+
+/// How far a rounded weight is off, of which nothing but the format is the cause.
+#[test]
+fn quantized_weights_are_as_near_as_their_bits_allow() {
+    let weight = random(40, [48, 700]);
+    for (kind, most) in [(Quantization::Q8, 0.005), (Quantization::Q4, 0.08)] {
+        let quantized = QuantizedWeight::new(weight.clone(), kind);
+        assert_eq!(quantized.dims(), [48, 700]);
+        let off = host((quantized.widened() - weight.clone()).square().mean());
+        let error = (off[0] / host(weight.clone().square().mean())[0]).sqrt();
+        assert!(error < most, "{kind:?}: {error}");
+    }
+    // Rows of nothing, of one number, and of one sign.
+    let rows = [[0.0; 40], [0.7; 40], [-3.0; 40]].concat();
+    let odd = tensor(rows, [3, 40]);
+    for kind in KINDS_OF_QUANTIZATION {
+        let widened = QuantizedWeight::new(odd.clone(), kind).widened();
+        for (a, b) in host(widened).iter().zip(host(odd.clone())) {
+            assert!((a - b).abs() <= 0.04 * b.abs(), "{kind:?}: {a} is not {b}");
+        }
+    }
+}
+
+/// What is no number shows; what is none of a row's business does not.
+#[test]
+fn a_row_that_is_no_number_says_so() {
+    let mut x = numbers(41, 3 * 200);
+    (x[30], x[200 + 150]) = (f32::NAN, f32::INFINITY);
+    for kind in KINDS_OF_QUANTIZATION {
+        let weight = QuantizedWeight::new(random(42, [20, 200]), kind);
+        let out = host(linear_quantized(tensor(x.clone(), [3, 200]), &weight, None));
+        assert!(out[..40].iter().all(|v| !v.is_finite()), "{kind:?}");
+        assert!(out[40..].iter().all(|v| v.is_finite()), "{kind:?}");
+        let zeros = linear_quantized(tensor(vec![0.0; 200], [1, 200]), &weight, None);
+        assert!(host(zeros).iter().all(|v| *v == 0.0), "{kind:?}");
     }
 }
 
@@ -166,18 +275,21 @@ proptest! {
         kv_heads in 1usize..3,
         group in 1usize..4,
         dim in 1usize..100,
+        dtype in 0usize..3,
     ) {
+        let dtype = DTYPES[dtype];
         let q = random(12, [batch, tokens, kv_heads * group, dim]) * 4.0;
-        let k = random(13, [batch, context, kv_heads, dim]);
-        let v = random(14, [batch, context, kv_heads, dim]);
+        let k = random(13, [batch, context, kv_heads, dim]).cast(dtype);
+        let v = random(14, [batch, context, kv_heads, dim]).cast(dtype);
         let turned = |x: &Tensor<4>| {
-            let x = x.clone().swap_dims(1, 2);
+            let (dtype, x) = (FloatDType::from(x.dtype()), x.clone().swap_dims(1, 2));
             let shape = x.dims();
-            tensor(host(x), shape).swap_dims(1, 2)
+            tensor(host(x), shape).cast(dtype).swap_dims(1, 2)
         };
         let twin = portable::attention(q.clone(), k.clone(), v.clone(), 0.3);
-        assert_close(attention(turned(&q), k.clone(), turned(&v), 0.3), twin.clone(), "views");
-        assert_close(attention(q, k, v, 0.3), twin, "attention");
+        let native = attention(turned(&q), k.clone(), turned(&v), 0.3);
+        assert_attends(native, twin.clone(), dtype);
+        assert_attends(attention(q, k, v, 0.3), twin, dtype);
     }
 }
 
@@ -339,7 +451,8 @@ proptest! {
         });
         for (whole, twin) in whole.iter().zip(&twin) {
             let n = whole.len();
-            assert_close(tensor(whole.clone(), [n]), tensor(twin.clone(), [n]), "paged_attention");
+            let (whole, twin) = (tensor(whole.clone(), [n]), tensor(twin.clone(), [n]));
+            assert_attends(whole, twin, paged.dtype);
         }
         // All sequences at once, in chunks of drawn sizes, blocks back to front.
         let mut left = paged.lengths.clone();
@@ -363,14 +476,19 @@ proptest! {
 
 #[test]
 fn a_prompt_cut_anywhere_is_the_whole_prompt() {
-    for window in [None, Some(33)] {
+    for (window, dtype) in [
+        (None, FloatDType::F32),
+        (None, FloatDType::BF16),
+        (Some(33), FloatDType::F32),
+        (Some(33), FloatDType::BF16),
+    ] {
         let paged = Paged {
             lengths: vec![131],
             kv_heads: 1,
             group: 3,
             dim: 20,
             block_size: 16,
-            dtype: FloatDType::F32,
+            dtype,
             window,
         };
         let order: Vec<u32> = (0..paged.blocks()).collect();
@@ -510,12 +628,21 @@ fn threads_change_nothing() {
     let (x, weight) = (random(30, [800, 1100]), random(31, [150, 1100]));
     let q = random(32, [2, 300, 6, 40]);
     let kv = random(33, [2, 300, 2, 40]);
+    let short = FloatDType::BF16;
+    let (narrow, narrow_kv) = (weight.clone().cast(short), kv.clone().cast(short));
+    let quantized = KINDS_OF_QUANTIZATION.map(|kind| QuantizedWeight::new(weight.clone(), kind));
     let on = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         pool.expect("threads").install(|| {
-            let out = linear(x.clone(), weight.clone(), None);
-            let attended = attention(q.clone(), kv.clone(), kv.clone(), 0.2);
-            (bits(out), bits(attended))
+            let attend = |kv: &Tensor<4>| attention(q.clone(), kv.clone(), kv.clone(), 0.2);
+            let rounded = quantized.each_ref();
+            let rounded = rounded.map(|weight| bits(linear_quantized(x.clone(), weight, None)));
+            (
+                bits(linear(x.clone(), weight.clone(), None)),
+                bits(linear(x.clone(), narrow.clone(), None)),
+                [&kv, &narrow_kv].map(|kv| bits(attend(kv))),
+                rounded,
+            )
         })
     };
     let alone = on(1);
@@ -535,6 +662,10 @@ fn nothing_gives_nothing() {
         [0, 4]
     );
     assert_eq!(linear(random(0, [3, 8]), x.clone(), None).dims(), [3, 0]);
+    for kind in KINDS_OF_QUANTIZATION {
+        let weight = QuantizedWeight::new(random(0, [4, 8]), kind);
+        assert_eq!(linear_quantized(x.clone(), &weight, None).dims(), [0, 4]);
+    }
     assert_eq!(rms_norm(x.clone(), row.clone(), 1e-5).dims(), [0, 8]);
     assert_eq!(layer_norm(x.clone(), row.clone(), row, 1e-5).dims(), [0, 8]);
     assert_eq!(activation(x.clone(), Activation::Silu).dims(), [0, 8]);

@@ -6,16 +6,19 @@
 //! any chunk. Rows are computed six at a time for the sake of speed: over the keys that all of
 //! them see together, over the others one by one.
 
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use super::{
     element::Element,
     math,
     simd::{self, Isa, Kernel, LANES, Lanes, Level},
 };
+use half::bf16;
 use rayon::prelude::*;
 use std::ops::Range;
 
 /// Keys of a tile.
-const TILE: usize = 64;
+pub(super) const TILE: usize = 64;
 /// Lanes of a tile.
 const GROUPS: usize = TILE / LANES;
 /// Query rows of one KV head in a task, at most about: what a loaded tile is shared by.
@@ -63,12 +66,37 @@ pub(super) fn attention<'a, E: Element>(
     attention_at(simd::best(), op, sequences, out);
 }
 
+/// [`attention`] on keys and values of `bf16`: queries are rounded to `bf16` as well, and by a
+/// matrix unit the weights of the values too.
+pub(super) fn attention_bf16<'a>(
+    op: Attention<'a, bf16>,
+    sequences: &[Sequence<'a>],
+    out: &'a mut [f32],
+) {
+    #[cfg(target_arch = "x86_64")]
+    if amx::available() {
+        return tasks(op, sequences, out, amx::attention::attend);
+    }
+    let q = super::bf16::rounded(simd::best(), op.q);
+    attention(Attention { q: &q, ..op }, sequences, out);
+}
+
 /// [`attention`] on one instruction set.
 pub(super) fn attention_at<'a, E: Element>(
     level: Level,
     op: Attention<'a, E>,
     sequences: &[Sequence<'a>],
     out: &'a mut [f32],
+) {
+    tasks(op, sequences, out, |task| simd::run_at(level, task));
+}
+
+/// Cuts the work into tasks and has each of them run.
+fn tasks<'a, E: Element>(
+    op: Attention<'a, E>,
+    sequences: &[Sequence<'a>],
+    out: &'a mut [f32],
+    run: impl Fn(Task<'a, E>) + Send + Sync,
 ) {
     let group = op.heads / op.kv_heads;
     let threads = rayon::current_num_threads();
@@ -78,6 +106,11 @@ pub(super) fn attention_at<'a, E: Element>(
     for sequence in sequences {
         let chunks = (sequence.queries * group).div_ceil(TASK_ROWS).max(1);
         let height = sequence.queries.div_ceil(chunks).max(1);
+        // Whole registers of rows, where there are that many.
+        let height = match height * group {
+            ..FEW_ROWS => height,
+            _ => height.next_multiple_of(FEW_ROWS),
+        };
         for first in (0..sequence.queries).step_by(height) {
             let tokens = height.min(sequence.queries - first);
             let heads = match tokens * group {
@@ -105,24 +138,22 @@ pub(super) fn attention_at<'a, E: Element>(
         row += sequence.queries;
     }
     if tasks.len() == 1 || threads == 1 {
-        tasks.into_iter().for_each(|task| simd::run_at(level, task));
+        tasks.into_iter().for_each(run);
     } else {
-        tasks
-            .into_par_iter()
-            .for_each(|task| simd::run_at(level, task));
+        tasks.into_par_iter().for_each(run);
     }
 }
 
 /// A range of tokens of one sequence, and the query heads of some KV heads.
-struct Task<'a, E> {
-    op: Attention<'a, E>,
+pub(super) struct Task<'a, E> {
+    pub(super) op: Attention<'a, E>,
     blocks: &'a [u32],
-    kv_heads: Range<usize>,
+    pub(super) kv_heads: Range<usize>,
     first_row: usize,
     first_position: usize,
     context: usize,
     /// Of each token, the part of these heads.
-    out: Vec<&'a mut [f32]>,
+    pub(super) out: Vec<&'a mut [f32]>,
 }
 
 /// Where a query row stands after the tiles so far.
@@ -189,9 +220,24 @@ impl<E: Element> Kernel for Task<'_, E> {
 }
 
 impl<'a, E: Element> Task<'a, E> {
+    /// Query heads of a KV head.
+    #[inline(always)]
+    pub(super) fn group(&self) -> usize {
+        self.op.heads / self.op.kv_heads
+    }
+
+    /// Where the key and the value of a position begin.
+    #[inline(always)]
+    pub(super) fn place(&self, position: usize, kv_head: usize) -> usize {
+        let op = &self.op;
+        let block = self.blocks[position / op.block_size] as usize;
+        let slot = block * op.block_size + position % op.block_size;
+        (slot * op.kv_heads + kv_head) * op.head_dim
+    }
+
     /// The positions that a token of this task sees.
     #[inline(always)]
-    fn seen(&self, token: usize) -> (usize, usize) {
+    pub(super) fn seen(&self, token: usize) -> (usize, usize) {
         let next = self.first_position + token + 1;
         let end = if self.op.causal { next } else { self.context };
         let begin = self.op.window.map_or(0, |w| next.saturating_sub(w.max(1)));
@@ -200,16 +246,16 @@ impl<'a, E: Element> Task<'a, E> {
 
     /// Of a tile, the part that a row sees.
     #[inline(always)]
-    fn part(&self, row: usize, base: usize) -> (usize, usize) {
-        let (begin, end) = self.seen(row / (self.op.heads / self.op.kv_heads));
+    pub(super) fn part(&self, row: usize, base: usize) -> (usize, usize) {
+        let (begin, end) = self.seen(row / self.group());
         let low = begin.saturating_sub(base).min(TILE);
         let high = end.saturating_sub(base).min(TILE);
         (low, high.max(low))
     }
 
     #[inline(always)]
-    fn query(&self, kv_head: usize, row: usize) -> &'a [f32] {
-        let group = self.op.heads / self.op.kv_heads;
+    pub(super) fn query(&self, kv_head: usize, row: usize) -> &'a [f32] {
+        let group = self.group();
         let head = kv_head * group + row % group;
         let token = self.first_row + row / group;
         &self.op.q[(token * self.op.heads + head) * self.op.head_dim..][..self.op.head_dim]
@@ -307,9 +353,7 @@ impl Tile {
         let width = dim.div_ceil(LANES);
         let mut at = [0; TILE];
         for position in range.clone() {
-            let block = task.blocks[position / op.block_size] as usize;
-            let slot = block * op.block_size + position % op.block_size;
-            at[position - base] = (slot * op.kv_heads + kv_head) * dim;
+            at[position - base] = task.place(position, kv_head);
         }
         let (low, high) = (range.start - base, range.end - base);
         for (j, at) in at.iter().enumerate().take(high).skip(low) {

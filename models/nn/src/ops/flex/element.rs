@@ -1,6 +1,9 @@
 //! The types that weights and caches are stored in. Arithmetic is in `f32`; widening is exact.
 
-use super::simd::{Isa, LANES, Lanes};
+use super::{
+    attention::{self, Attention, Sequence},
+    simd::{Isa, LANES, Lanes},
+};
 use burn::tensor::Element as BurnElement;
 use bytemuck::Pod;
 use half::{bf16, f16};
@@ -22,6 +25,11 @@ pub(super) trait Element: BurnElement + Pod {
 
     /// The nearest stored number, ties to even.
     fn narrow(value: f32) -> Self;
+
+    /// Attends to keys and values of this type.
+    fn attend<'a>(op: Attention<'a, Self>, sequences: &[Sequence<'a>], out: &'a mut [f32]) {
+        attention::attention(op, sequences, out);
+    }
 }
 
 impl Element for f32 {
@@ -45,6 +53,10 @@ impl Element for bf16 {
     #[inline(always)]
     fn narrow(value: f32) -> Self {
         Self::from_f32(value)
+    }
+
+    fn attend<'a>(op: Attention<'a, Self>, sequences: &[Sequence<'a>], out: &'a mut [f32]) {
+        attention::attention_bf16(op, sequences, out);
     }
 }
 

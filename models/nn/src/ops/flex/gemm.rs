@@ -25,7 +25,7 @@ const PACK_N: usize = 32;
 /// Multiply-adds below which a second thread costs more than it brings.
 const SERIAL: usize = 1 << 16;
 
-/// The operands of `out = x * weight^T + bias`.
+/// The operands of `out = x * weight^T + bias`; `k` is not 0.
 #[derive(Clone, Copy)]
 pub(super) struct Linear<'a, E> {
     /// `[m, k]`
@@ -38,6 +38,27 @@ pub(super) struct Linear<'a, E> {
     pub(super) k: usize,
     /// Outputs.
     pub(super) n: usize,
+}
+
+impl<E> Linear<'_, E> {
+    /// Rows of `x`.
+    ///
+    /// # Panics
+    /// When the operands do not fit each other.
+    pub(super) fn rows(&self) -> usize {
+        let (k, n) = (self.k, self.n);
+        assert_eq!(self.x.len() % k, 0, "whole rows");
+        assert_eq!(
+            self.weight.len(),
+            n * k,
+            "a row of the weight for each output"
+        );
+        assert!(
+            self.bias.is_none_or(|bias| bias.len() == n),
+            "a bias for each output"
+        );
+        self.x.len() / k
+    }
 }
 
 /// Computes `out`: `[m, n]`, one task for each range of outputs.

@@ -1,25 +1,36 @@
 //! Native operators of the CPU backend: tensors in, slices to the kernels, tensors out.
 
 mod activation;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
+mod bf16;
 mod cache;
 mod element;
 mod gemm;
+mod int8;
+pub mod limits;
 mod math;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod measure;
+mod memory;
 mod norm;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
 mod rope;
 mod simd;
 #[cfg(test)]
 mod tests;
 
-use super::Activation;
+use super::{Activation, Quantization, quantized::Packing};
 use attention::{Attention, Sequence};
-use burn::tensor::{Bytes, DType, Element as _, Shape};
+use burn::tensor::{DType, Element as _, Shape};
 use burn_flex::{FlexTensor, Layout};
 use element::Element;
 use gemm::Linear;
-use half::{bf16, f16};
+use half::f16;
 use kiln_registry::BatchLayout;
+use memory::Floats;
 use std::borrow::Cow;
 
 /// Runs `$body` with `$e` standing for the type that `$dtype` names.
@@ -31,7 +42,7 @@ macro_rules! with_element {
                 $body
             }
             DType::BF16 => {
-                type $e = bf16;
+                type $e = half::bf16;
                 $body
             }
             DType::F16 => {
@@ -50,18 +61,53 @@ pub(super) fn linear(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>
     let bias = bias.as_ref().map(widened);
     let [n, k] = dims(&weight);
     let [m, _] = dims(&x);
-    let mut out = vec![0.0f32; m * n];
-    with_element!(weight.dtype(), E => {
-        let op = Linear {
-            x: slice::<f32>(&x),
-            weight: slice::<E>(&weight),
-            bias: bias.as_deref(),
-            k,
-            n,
-        };
-        gemm::linear(op, &mut out);
-    });
+    let (x, bias) = (slice::<f32>(&x), bias.as_deref());
+    let out = match weight.dtype() {
+        DType::BF16 => {
+            let weight = slice::<half::bf16>(&weight);
+            bf16::linear(Linear {
+                x,
+                weight,
+                bias,
+                k,
+                n,
+            })
+        }
+        dtype => {
+            let mut out = Floats::zeros(m * n);
+            with_element!(dtype, E => {
+                let weight = slice::<E>(&weight);
+                gemm::linear(Linear { x, weight, bias, k, n }, out.as_mut_slice());
+            });
+            out
+        }
+    };
     tensor(out, [m, n])
+}
+
+/// [`super::linear_quantized`]
+pub(super) fn linear_quantized(
+    x: FlexTensor,
+    data: FlexTensor,
+    scales: FlexTensor,
+    bias: Option<FlexTensor>,
+    packing: Packing,
+) -> FlexTensor {
+    let [x, data, scales] = [x, data, scales].map(contiguous);
+    let bias = bias.map(contiguous);
+    let bias = bias.as_ref().map(widened);
+    let [m, _] = dims(&x);
+    let op = int8::Quantized {
+        x: slice(&x),
+        data: match packing.kind {
+            Quantization::Q8 => bytemuck::cast_slice(slice::<i8>(&data)),
+            Quantization::Q4 => slice(&data),
+        },
+        scales: slice(&scales),
+        bias: bias.as_deref(),
+        packing,
+    };
+    tensor(int8::linear(op), [m, packing.n])
 }
 
 /// [`super::rms_norm`]
@@ -176,7 +222,7 @@ fn attend(
     let [q, keys, values] = [q, keys, values].map(contiguous);
     let [tokens, heads, head_dim] = dims(&q);
     let [_, block_size, kv_heads, _] = dims(&keys);
-    let mut out = vec![0.0f32; tokens * heads * head_dim];
+    let mut out = Floats::zeros(tokens * heads * head_dim);
     with_element!(keys.dtype(), E => {
         let op = Attention {
             q: slice::<f32>(&q),
@@ -190,7 +236,7 @@ fn attend(
             causal: mask.causal,
             window: mask.window,
         };
-        attention::attention(op, sequences, &mut out);
+        E::attend(op, sequences, out.as_mut_slice());
     });
     tensor(out, [tokens, heads, head_dim])
 }
@@ -243,7 +289,7 @@ fn widened(x: &FlexTensor) -> Cow<'_, [f32]> {
     with_element!(x.dtype(), E => slice::<E>(x).iter().map(|v| v.widen()).collect())
 }
 
-fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {
+fn tensor<const D: usize>(values: Floats, shape: [usize; D]) -> FlexTensor {
     let layout = Layout::contiguous(Shape::from(shape.to_vec()));
-    FlexTensor::new(Bytes::from_elems(values), layout, DType::F32)
+    FlexTensor::new(values.into_bytes(), layout, DType::F32)
 }

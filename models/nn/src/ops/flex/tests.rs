@@ -2,12 +2,16 @@
 
 use super::{
     attention::{Attention, Sequence, attention_at},
+    bf16::{self, Unit},
     element::Element,
     gemm::{Linear, linear_at},
+    int8::{self, Quantized},
     math,
     simd::{self, Isa, Kernel, LANES, Level, run_at},
 };
-use half::{bf16, f16};
+use crate::ops::Quantization;
+use crate::ops::quantized::{Packing, packed};
+use half::f16;
 
 /// Numbers that are neither round nor equal.
 fn numbers(n: usize, step: f32) -> Vec<f32> {
@@ -19,9 +23,9 @@ fn numbers(n: usize, step: f32) -> Vec<f32> {
 fn every_instruction_set_gives_the_same() {
     for (m, n, k) in [(1, 7, 33), (5, 9, 64), (101, 37, 1050), (16, 70, 40)] {
         let x = numbers(m * k, 0.37);
-        let weight: Vec<bf16> = numbers(n * k, 0.71)
+        let weight: Vec<half::bf16> = numbers(n * k, 0.71)
             .into_iter()
-            .map(bf16::from_f32)
+            .map(half::bf16::from_f32)
             .collect();
         let results: Vec<Vec<f32>> = Level::available()
             .into_iter()
@@ -54,6 +58,145 @@ fn every_instruction_set_gives_the_same() {
             assert!(
                 result == results.last().expect("results"),
                 "AVX2 and AVX-512 agree"
+            );
+        }
+    }
+}
+
+/// What every unit of the machine gives is the sum of the rounded products, and a row of it has the
+/// same bits in any batch.
+#[test]
+fn every_unit_multiplies_bf16() {
+    let shapes = [
+        (1, 1, 1),
+        (2, 31, 33),
+        (17, 33, 31),
+        (33, 64, 1024),
+        (70, 95, 1056),
+        (131, 48, 2100),
+        (610, 40, 96),
+        (300, 70, 1100),
+    ];
+    for (m, n, k) in shapes {
+        let x = numbers(m * k, 0.37);
+        let weight: Vec<half::bf16> = numbers(n * k, 0.71)
+            .into_iter()
+            .map(half::bf16::from_f32)
+            .collect();
+        let bias = numbers(n, 0.9);
+        for unit in Unit::available() {
+            let linear = |x: &[f32]| {
+                let (weight, bias) = (&weight, Some(bias.as_slice()));
+                bf16::linear_at(
+                    unit,
+                    Linear {
+                        x,
+                        weight,
+                        bias,
+                        k,
+                        n,
+                    },
+                )
+            };
+            let all = linear(&x);
+            for i in [0, m / 2, m - 1] {
+                let row = &x[i * k..][..k];
+                for (j, v) in all[i * n..][..n].iter().enumerate() {
+                    let products = row.iter().zip(&weight[j * k..][..k]);
+                    let products =
+                        products.map(|(x, w)| half::bf16::from_f32(*x).to_f64() * w.to_f64());
+                    let expected = f64::from(bias[j]) + products.sum::<f64>();
+                    assert!(
+                        (f64::from(*v) - expected).abs() < 1e-4,
+                        "{unit:?} {m} {n} {k}: {v} is not {expected}"
+                    );
+                }
+            }
+            for part in [1, 2, 7, 16, 17, 33, 64, 577] {
+                let parts: Vec<f32> = x
+                    .chunks(part * k)
+                    .flat_map(|x| linear(x).to_vec())
+                    .collect();
+                assert!(parts == *all, "{unit:?} {m} {n} {k} in parts of {part}");
+            }
+        }
+    }
+}
+
+/// Whole numbers: every unit, at any number of rows, gives the same bits.
+#[test]
+fn every_unit_multiplies_quantized_weights_alike() {
+    for (m, n, k) in [
+        (1, 1, 1),
+        (2, 33, 130),
+        (3, 17, 31),
+        (9, 48, 1024),
+        (61, 70, 300),
+    ] {
+        let x = numbers(m * k, 0.37);
+        let bias = numbers(n, 0.9);
+        for kind in [Quantization::Q8, Quantization::Q4] {
+            let packing = Packing { kind, n, k };
+            let (data, scales) = packed(&numbers(n * k, 0.71), packing);
+            let op = Quantized {
+                x: &x,
+                data: &data,
+                scales: &scales,
+                bias: Some(&bias),
+                packing,
+            };
+            let results: Vec<Vec<f32>> = int8::Unit::available()
+                .into_iter()
+                .map(|unit| int8::linear_at(unit, op).to_vec())
+                .collect();
+            for (unit, result) in int8::Unit::available().iter().zip(&results) {
+                let best = results.last().expect("results");
+                let same = match unit {
+                    // Without a fused product the last bit is another.
+                    int8::Unit::Widened(Level::Baseline) => {
+                        let pairs = result.iter().zip(best);
+                        pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-4)
+                    }
+                    _ => result == best,
+                };
+                assert!(same, "{unit:?} {kind:?} {m} {n} {k}");
+            }
+        }
+    }
+}
+
+/// Rounding is `half`'s, for numbers of every kind.
+#[test]
+fn every_unit_rounds_to_the_nearest() {
+    let kinds = [
+        0x3f80_7fff,
+        0x3f80_8000,
+        0x3f80_8001,
+        0x3f81_8000,
+        0x7f7f_ffff,
+    ];
+    let kinds = kinds.map(f32::from_bits);
+    let special = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1e-30];
+    for unit in Unit::available() {
+        for x in kinds.into_iter().chain(kinds.map(|x| -x)).chain(special) {
+            let weight = [half::bf16::ONE];
+            let (x, bias) = (&[x], None);
+            let out = bf16::linear_at(
+                unit,
+                Linear {
+                    x,
+                    weight: &weight,
+                    bias,
+                    k: 1,
+                    n: 1,
+                },
+            );
+            let expected = half::bf16::from_f32(x[0]).to_f32();
+            assert!(
+                out[0] == expected || out[0].is_nan() && expected.is_nan(),
+                "{unit:?}: {} became {}, not {expected}",
+                x[0],
+                out[0]
             );
         }
     }
@@ -143,7 +286,7 @@ fn widening_is_exact() {
         }
     }
     check((0..=u16::MAX).map(f16::from_bits).collect());
-    check((0..=u16::MAX).map(bf16::from_bits).collect());
+    check((0..=u16::MAX).map(half::bf16::from_bits).collect());
 }
 
 #[test]

@@ -1,0 +1,257 @@
+//! Linear layers on quantized weights: whole numbers of eight bits on both sides.
+//!
+//! The sum over a block of K is exact, in whatever order an instruction adds; blocks are then
+//! added in order, each times its scales. So every unit of a machine gives the same bits, and the
+//! number of rows may decide which one is used.
+
+mod rows;
+mod unpack;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
+mod widened;
+
+pub(super) use rows::Rows;
+#[cfg(target_arch = "x86_64")]
+pub(super) use vnni::write;
+
+#[cfg(target_arch = "x86_64")]
+use super::amx;
+use super::{
+    memory::{Floats, Line, Room, lines},
+    simd::{self, Level},
+};
+use crate::ops::{
+    Quantization,
+    quantized::{BLOCK_BYTES_8, GROUP, Packing},
+};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Groups of outputs that are multiplied side by side.
+pub(super) const SIDE_BY_SIDE: usize = 2;
+/// Multiply-adds below which a second thread costs more than it brings.
+const SERIAL: usize = 1 << 18;
+/// Scales of blocks that have none.
+const ONES: [f32; GROUP] = [1.0; GROUP];
+
+/// The operands of `out = x * weight^T + bias`.
+#[derive(Clone, Copy)]
+pub(super) struct Quantized<'a> {
+    /// `[m, k]`
+    pub(super) x: &'a [f32],
+    pub(super) data: &'a [u8],
+    pub(super) scales: &'a [f32],
+    /// `[n]`
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) packing: Packing,
+}
+
+/// What multiplies numbers of eight bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unit {
+    /// Both widened to 32 bits.
+    Widened(Level),
+    /// AVX-512's products of four.
+    #[cfg(target_arch = "x86_64")]
+    Fours,
+    /// A matrix unit.
+    #[cfg(target_arch = "x86_64")]
+    Tiles,
+}
+
+impl Unit {
+    /// All that this machine has.
+    #[cfg(test)]
+    pub(super) fn available() -> Vec<Self> {
+        let mut units: Vec<Self> = Level::available().into_iter().map(Self::Widened).collect();
+        #[cfg(target_arch = "x86_64")]
+        {
+            if vnni::available() {
+                units.push(Self::Fours);
+            }
+            if amx::available() {
+                units.push(Self::Tiles);
+            }
+        }
+        units
+    }
+
+    /// The best for some rows.
+    fn best(rows: usize, kind: Quantization) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            // Rows from which filling tiles pays, and unpacking for them.
+            let tiles = match kind {
+                Quantization::Q8 => 8,
+                Quantization::Q4 => vnni::FEW + 1,
+            };
+            if rows >= tiles && amx::available() {
+                return Self::Tiles;
+            }
+            if vnni::available() {
+                return Self::Fours;
+            }
+        }
+        let _ = (rows, kind);
+        Self::Widened(simd::best())
+    }
+}
+
+/// Some groups of outputs at eight bits: blocks of K, of each 32 times four elements of 16 outputs.
+#[derive(Clone, Copy)]
+pub(super) struct Slab<'a> {
+    pub(super) numbers: &'a [u8],
+    /// For each block, [`stride`](Self::stride) apart, a scale for each output.
+    pub(super) scales: &'a [f32],
+    pub(super) stride: usize,
+    /// A scale for each output of all blocks.
+    pub(super) last: &'a [f32],
+    /// The first output.
+    pub(super) first: usize,
+    /// Outputs that there are, up to 16.
+    pub(super) outputs: usize,
+}
+
+/// Where a result goes.
+#[derive(Clone, Copy)]
+pub(super) struct Out<'a> {
+    pub(super) start: *mut f32,
+    /// Elements of a row.
+    pub(super) n: usize,
+    pub(super) bias: Option<&'a [f32]>,
+}
+
+/// The result, `[m, n]`.
+pub(super) fn linear(op: Quantized<'_>) -> Floats {
+    linear_at(Unit::best(op.x.len() / op.packing.k, op.packing.kind), op)
+}
+
+/// [`linear`] by one unit that the machine has, one task for each range of outputs.
+pub(super) fn linear_at(unit: Unit, op: Quantized<'_>) -> Floats {
+    let Packing { n, k, .. } = op.packing;
+    let (groups, blocks) = (op.packing.groups(), op.packing.blocks());
+    assert_eq!(op.x.len() % k, 0, "whole rows");
+    assert_eq!(op.data.len(), groups * blocks * op.packing.block_bytes());
+    assert_eq!(op.scales.len(), groups * op.packing.group_scales());
+    assert!(
+        op.bias.is_none_or(|bias| bias.len() == n),
+        "a bias for each output"
+    );
+    let m = op.x.len() / k;
+    let rows = Rows::new(op.x, k);
+    let mut result = Room::new(m * n);
+    let out = result.start();
+    let pairs = groups.div_ceil(SIDE_BY_SIDE);
+    let threads = match m * n * k {
+        ..SERIAL => 1,
+        _ => rayon::current_num_threads(),
+    };
+    // A few tasks for each thread, so that one that is held up holds up little.
+    let width = match threads {
+        1 => pairs,
+        _ => pairs.div_ceil(threads * 4),
+    };
+    let range = |first: usize| {
+        let out = Out {
+            start: out.get(),
+            n,
+            bias: op.bias,
+        };
+        let last = pairs.min(first + width);
+        // SAFETY: no other task has these outputs.
+        unsafe { run(unit, op, &rows, first..last, out) }
+    };
+    if threads == 1 {
+        (0..pairs).step_by(width).for_each(range);
+    } else {
+        let tasks: Vec<usize> = (0..pairs).step_by(width).collect();
+        tasks.into_par_iter().with_max_len(1).for_each(range);
+    }
+    // SAFETY: the tasks wrote every output of every row.
+    unsafe { result.written() }
+}
+
+/// Some pairs of groups for all rows.
+///
+/// # Safety
+/// The machine has the unit, and nothing else writes these outputs.
+unsafe fn run(unit: Unit, op: Quantized<'_>, rows: &Rows, pairs: Range<usize>, out: Out<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    if unit == Unit::Tiles {
+        // SAFETY: the machine has a matrix unit; tasks do not nest.
+        let _tiles = unsafe { amx::int8::tiles(rows.width) };
+        let block = amx::int8::block(rows);
+        for first in (0..rows.tiles).step_by(block) {
+            let tiles = first..rows.tiles.min(first + block);
+            each_pair(op, pairs.clone(), |slabs| {
+                // SAFETY: as above; the rest is the caller's promise.
+                unsafe { amx::int8::multiply(rows, tiles.clone(), slabs, out) }
+            });
+        }
+        return;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if unit == Unit::Fours && op.packing.kind == Quantization::Q4 && rows.count <= vnni::FEW {
+        let size = op.packing.blocks() * op.packing.block_bytes();
+        let last = op.packing.groups().min(pairs.end * SIDE_BY_SIDE);
+        for group in pairs.start * SIDE_BY_SIDE..last {
+            let slab = slab(op, group, &op.data[group * size..][..size]);
+            // SAFETY: the machine has the instructions; the rest is the caller's promise.
+            unsafe { vnni::few(rows, slab, out) };
+        }
+        return;
+    }
+    each_pair(op, pairs, |slabs| {
+        // SAFETY: the machine has the unit; the rest is the caller's promise.
+        unsafe {
+            match unit {
+                Unit::Widened(level) => widened::multiply(level, rows, slabs, out),
+                #[cfg(target_arch = "x86_64")]
+                _ => vnni::multiply(rows, slabs, out),
+            }
+        }
+    });
+}
+
+/// Has some pairs of groups multiplied, at eight bits.
+fn each_pair(op: Quantized<'_>, pairs: Range<usize>, multiply: impl Fn(&[Slab<'_>])) {
+    let packing = op.packing;
+    let size = packing.blocks() * packing.block_bytes();
+    let unpacked = packing.blocks() * BLOCK_BYTES_8;
+    let mut buffer: Vec<Line> = match packing.kind {
+        Quantization::Q8 => Vec::new(),
+        Quantization::Q4 => lines(SIDE_BY_SIDE * unpacked),
+    };
+    for pair in pairs {
+        let first = pair * SIDE_BY_SIDE;
+        let count = SIDE_BY_SIDE.min(packing.groups() - first);
+        let data = &op.data[first * size..][..count * size];
+        let numbers = match packing.kind {
+            Quantization::Q8 => data,
+            Quantization::Q4 => unpack::unpack(data, &mut buffer),
+        };
+        let slabs: [Slab<'_>; SIDE_BY_SIDE] = std::array::from_fn(|g| {
+            // Where there is one group only, it stands for the other as well.
+            let g = g.min(count - 1);
+            slab(op, first + g, &numbers[g * unpacked..][..unpacked])
+        });
+        multiply(&slabs[..count]);
+    }
+}
+
+fn slab<'a>(op: Quantized<'a>, group: usize, numbers: &'a [u8]) -> Slab<'a> {
+    let packing = op.packing;
+    let scales = &op.scales[group * packing.group_scales()..][..packing.group_scales()];
+    let (scales, stride, last): (&[f32], _, &[f32]) = match packing.kind {
+        Quantization::Q8 => (scales, GROUP, &ONES),
+        Quantization::Q4 => (&ONES, 0, scales),
+    };
+    Slab {
+        numbers,
+        scales,
+        stride,
+        last,
+        first: group * GROUP,
+        outputs: GROUP.min(packing.n - group * GROUP),
+    }
+}

@@ -1,0 +1,297 @@
+//! How near the kernels come to the machine's limits: not a test, but a measurement in the shape of
+//! one, since kernels are private.
+//!
+//! ```text
+//! cargo test --release --workspace --locked --lib -- --ignored --nocapture near_its_limits
+//! ```
+//!
+//! Limits and kernels take turns and the best of many short runs counts, so that what else the
+//! machine does falls out of the ratios. Weights are never the same twice in a row: they come from
+//! memory, as a model's do.
+
+use super::{
+    amx,
+    bf16::{self, Unit},
+    gemm::{self, Linear},
+    int8::{self, Quantized},
+    simd::Level,
+};
+use crate::ops::Quantization;
+use crate::ops::quantized::Packing;
+use rayon::prelude::*;
+use std::arch::asm;
+use std::arch::x86_64::{
+    _mm512_loadu_si512, _mm512_or_si512, _mm512_reduce_or_epi64, _mm512_set1_ps,
+    _mm512_setzero_si512,
+};
+use std::hint::black_box;
+use std::time::Instant;
+
+/// `[m]`, `(k, n)`
+const ROWS: [usize; 8] = [1, 8, 32, 64, 256, 576, 607, 2371];
+const SHAPES: [(usize, usize); 4] = [(1024, 4096), (4096, 1024), (1024, 1024), (1024, 32064)];
+/// Bytes of the weights that take turns.
+const POOL: usize = 600 << 20;
+
+/// Seconds of the shortest of some runs.
+fn best(runs: usize, mut f: impl FnMut()) -> f64 {
+    let runs = (0..runs).map(|_| {
+        let start = Instant::now();
+        f();
+        start.elapsed().as_secs_f64()
+    });
+    runs.fold(f64::INFINITY, f64::min)
+}
+
+/// Runs something on each thread at once.
+fn on_all(f: impl Fn() + Sync) {
+    let threads = 0..rayon::current_num_threads();
+    threads.into_par_iter().with_max_len(1).for_each(|_| f());
+}
+
+/// Twelve times the same instruction on registers of its own, 4096 times.
+macro_rules! twelve {
+    ($name:ident, $feature:literal, $instruction:literal) => {
+        #[target_feature(enable = $feature)]
+        fn $name() {
+            // SAFETY: the registers that it changes are named.
+            unsafe {
+                asm!(
+                    "2:",
+                    concat!($instruction, " zmm0, zmm30, zmm31"),
+                    concat!($instruction, " zmm1, zmm30, zmm31"),
+                    concat!($instruction, " zmm2, zmm30, zmm31"),
+                    concat!($instruction, " zmm3, zmm30, zmm31"),
+                    concat!($instruction, " zmm4, zmm30, zmm31"),
+                    concat!($instruction, " zmm5, zmm30, zmm31"),
+                    concat!($instruction, " zmm6, zmm30, zmm31"),
+                    concat!($instruction, " zmm7, zmm30, zmm31"),
+                    concat!($instruction, " zmm8, zmm30, zmm31"),
+                    concat!($instruction, " zmm9, zmm30, zmm31"),
+                    concat!($instruction, " zmm10, zmm30, zmm31"),
+                    concat!($instruction, " zmm11, zmm30, zmm31"),
+                    "dec {0}",
+                    "jnz 2b",
+                    inout(reg) 4096u64 => _,
+                    in("zmm30") _mm512_set1_ps(1.1),
+                    in("zmm31") _mm512_set1_ps(0.3),
+                    out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _,
+                    out("zmm4") _, out("zmm5") _, out("zmm6") _, out("zmm7") _,
+                    out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
+                    options(nostack, nomem),
+                );
+            }
+        }
+    };
+}
+
+twelve!(singles, "avx512f", "vfmadd231ps");
+twelve!(pairs, "avx512f,avx512bf16", "vdpbf16ps");
+twelve!(fours, "avx512f,avx512vnni", "vpdpbusd");
+
+#[target_feature(enable = "avx512f")]
+fn read(bytes: &[u8]) -> i64 {
+    let mut sums = [_mm512_setzero_si512(); 8];
+    for chunk in bytes.as_chunks::<512>().0 {
+        for (line, sum) in chunk.as_chunks::<64>().0.iter().zip(&mut sums) {
+            // SAFETY: 64 bytes.
+            let line = unsafe { _mm512_loadu_si512(line.as_ptr().cast()) };
+            *sum = _mm512_or_si512(*sum, line);
+        }
+    }
+    let sum = sums.into_iter().reduce(|a, b| _mm512_or_si512(a, b));
+    _mm512_reduce_or_epi64(sum.unwrap_or(_mm512_setzero_si512()))
+}
+
+/// What an operation is measured by.
+#[derive(Clone, Copy)]
+enum Limit {
+    Singles,
+    Pairs,
+    Fours,
+    Tiles,
+    TilesOfBytes,
+}
+
+impl Limit {
+    /// Multiply-adds a second, of all threads.
+    fn measure(self) -> f64 {
+        let threads = rayon::current_num_threads() as f64;
+        let registers = |lane: f64| 4096.0 * 12.0 * 16.0 * lane * threads;
+        // SAFETY: `near_its_limits` asks for the features.
+        unsafe {
+            match self {
+                Self::Singles => registers(1.0) / best(5, || on_all(|| singles())),
+                Self::Pairs => registers(2.0) / best(5, || on_all(|| pairs())),
+                Self::Fours => registers(4.0) / best(5, || on_all(|| fours())),
+                Self::Tiles => amx::tiles_per_second() * 8192.0,
+                Self::TilesOfBytes => amx::tiles_per_second() * 16384.0,
+            }
+        }
+    }
+}
+
+/// An operation on weights of `bytes` bytes.
+struct Case<'a> {
+    name: &'a str,
+    limit: Limit,
+    shape: (usize, usize, usize),
+    bytes: usize,
+    run: &'a dyn Fn(usize),
+}
+
+impl Case<'_> {
+    fn measure(&self, pool: &[u8]) {
+        let (m, k, n) = self.shape;
+        let work = (m * k * n) as f64;
+        let runs = if work > 1e9 { 3 } else { 10 };
+        let (mut limit, mut bandwidth, mut seconds) = (0.0f64, 0.0f64, f64::INFINITY);
+        let mut at = 0;
+        for turn in 0..6 {
+            limit = limit.max(self.limit.measure());
+            let part = &pool[turn * (64 << 20)..][..64 << 20];
+            let read = best(2, || {
+                let pieces = part.par_chunks(2 << 20);
+                // SAFETY: `near_its_limits` asks for the feature.
+                black_box(pieces.map(|piece| unsafe { read(piece) }).sum::<i64>());
+            });
+            bandwidth = bandwidth.max(part.len() as f64 / read);
+            let run = best(runs, || {
+                if at + self.bytes > POOL {
+                    at = 0;
+                }
+                (self.run)(at);
+                at += self.bytes.next_multiple_of(64);
+            });
+            seconds = seconds.min(run);
+        }
+        println!(
+            "{:8} m {m:4} k {k} n {n:5}: {:8.3} ms, {:6.0} Gop/s, {:5.1}% of the unit; {:5.1} GB/s, {:5.1}% of a read",
+            self.name,
+            seconds * 1e3,
+            2.0 * work / seconds / 1e9,
+            100.0 * work / seconds / limit,
+            self.bytes as f64 / seconds / 1e9,
+            100.0 * self.bytes as f64 / seconds / bandwidth,
+        );
+    }
+}
+
+#[test]
+#[ignore = "a measurement of some minutes, for a machine with AVX-512"]
+fn near_its_limits() {
+    if !is_x86_feature_detected!("avx512bf16") || !is_x86_feature_detected!("avx512vnni") {
+        return println!("a machine without these instructions");
+    }
+    println!("{} threads", rayon::current_num_threads());
+    let mut limits = vec![Limit::Singles, Limit::Pairs, Limit::Fours];
+    if amx::available() {
+        limits.extend([Limit::Tiles, Limit::TilesOfBytes]);
+    }
+    for (limit, name) in
+        limits
+            .iter()
+            .zip(["f32", "bf16 pairs", "i8 fours", "bf16 tiles", "i8 tiles"])
+    {
+        println!("{name}: {:.0} Gop/s", 2.0 * limit.measure() / 1e9);
+    }
+    // Numbers in -2..2 whether they are read as bf16 or as bytes.
+    let mut pool = vec![0u64; POOL / 8];
+    pool.par_iter_mut().enumerate().for_each(|(i, v)| {
+        let number = (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        *v = number & 0x80ff_80ff_80ff_80ff | 0x3f00_3f00_3f00_3f00;
+    });
+    let pool: &[u8] = bytemuck::cast_slice(&pool);
+    let tiles = amx::available();
+    for m in ROWS {
+        for (k, n) in SHAPES {
+            if m * n > 300 * 32064 {
+                continue;
+            }
+            let x: Vec<f32> = (0..m * k).map(|i| (i as f32 * 0.37).sin()).collect();
+            let shape = (m, k, n);
+            for unit in Unit::available() {
+                let (name, limit) = match unit {
+                    Unit::Widened(Level::Avx512) => ("f32", Limit::Singles),
+                    Unit::Widened(_) => continue,
+                    Unit::Pairs => ("bf16 p", Limit::Pairs),
+                    Unit::Tiles => ("bf16 t", Limit::Tiles),
+                };
+                let bytes = if name == "f32" { 4 } else { 2 } * k * n;
+                let run = |at: usize| {
+                    let weight = &pool[at..at + bytes];
+                    let (x, bias) = (&x, None);
+                    if let Unit::Widened(level) = unit {
+                        let weight: &[f32] = bytemuck::cast_slice(weight);
+                        let mut out = vec![0.0; m * n];
+                        gemm::linear_at(
+                            level,
+                            Linear {
+                                x,
+                                weight,
+                                bias,
+                                k,
+                                n,
+                            },
+                            &mut out,
+                        );
+                        black_box(out);
+                    } else {
+                        let weight = bytemuck::cast_slice(weight);
+                        black_box(
+                            bf16::linear_at(
+                                unit,
+                                Linear {
+                                    x,
+                                    weight,
+                                    bias,
+                                    k,
+                                    n,
+                                },
+                            )
+                            .len(),
+                        );
+                    }
+                };
+                Case {
+                    name,
+                    limit,
+                    shape,
+                    bytes,
+                    run: &run,
+                }
+                .measure(pool);
+            }
+            for kind in [Quantization::Q8, Quantization::Q4] {
+                let packing = Packing { kind, n, k };
+                let data = packing.groups() * packing.blocks() * packing.block_bytes();
+                let scales = vec![0.01; packing.groups() * packing.group_scales()];
+                let bytes = data + scales.len() * 4;
+                let name = if kind == Quantization::Q8 { "q8" } else { "q4" };
+                let limit = if tiles {
+                    Limit::TilesOfBytes
+                } else {
+                    Limit::Fours
+                };
+                let run = |at: usize| {
+                    let op = Quantized {
+                        x: &x,
+                        data: &pool[at..at + data],
+                        scales: &scales,
+                        bias: None,
+                        packing,
+                    };
+                    black_box(int8::linear(op).len());
+                };
+                Case {
+                    name,
+                    limit,
+                    shape,
+                    bytes,
+                    run: &run,
+                }
+                .measure(pool);
+            }
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! `kiln bench`: where the time goes on this machine, and how near its limits that is.
+
+use crate::bench::{Growth, Report, Workload, phases, run_at_once, svg};
+use crate::builtin;
+use crate::cli::BenchArgs;
+use crate::load::{checkpoint, load, read_images};
+use anyhow::{Context, Result};
+use kiln_engine::{CacheOptions, Engine, EngineOptions};
+use kiln_nn::ops::limits;
+use kiln_registry::MediaCounts;
+use std::io::Write;
+use std::time::Instant;
+
+pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
+    let mut images: Vec<_> = read_images(&args.image)?
+        .into_iter()
+        .map(|(_, bytes)| bytes)
+        .collect();
+    let counts = MediaCounts::new().with(kiln_image::MODALITY, images.len());
+    let options = args.load.options(&counts)?;
+    let checkpoint = checkpoint(&args.model_dir)?;
+    let began = Instant::now();
+    let loaded = load(&checkpoint, &options)?;
+    let load_seconds = began.elapsed().as_secs_f64();
+    let takes_images = loaded.pipeline().entry().supports(kiln_image::MODALITY);
+    if images.is_empty() && takes_images && !args.text_only {
+        images.push(builtin::picture());
+    }
+    let workload = Workload {
+        images,
+        prompt_tokens: args.prompt_tokens,
+        output_tokens: args.output_tokens,
+    };
+    let weight_bytes = loaded.weight_bytes();
+    let prepared = loaded
+        .pipeline()
+        .prepare(&workload.request(loaded.pipeline())?)?;
+    let usage = prepared.usage();
+    let longest = loaded.pipeline().context().max_model_len();
+    let positions = usage.prompt_tokens + args.output_tokens;
+    let limits = limits::measure();
+
+    let mut stages = loaded.stages(positions, args.cache.max_batched_tokens)?;
+    let phases = phases(&mut stages, &workload, args.repeat, &limits)?;
+    drop(stages);
+    let growth = if args.growth {
+        let model = load(&checkpoint, &options)?;
+        let mut stages = model.stages(Growth::positions(longest), args.cache.max_batched_tokens)?;
+        Some(Growth::measure(&mut stages, longest)?)
+    } else {
+        None
+    };
+    let runs = if args.concurrency.is_empty() {
+        vec![]
+    } else {
+        let most = args.concurrency.iter().copied().max().unwrap_or(1);
+        let cache = CacheOptions {
+            max_num_seqs: args.cache.max_num_seqs.max(most),
+            ..args.cache.options()
+        };
+        let engine_options = EngineOptions {
+            model: options.clone(),
+            cache,
+            max_queue: most.max(256),
+            ..EngineOptions::default()
+        };
+        let engine = Engine::start(load(&checkpoint, &options)?, &engine_options)?;
+        run_at_once(&engine, &workload, 1, 1)?;
+        let run = |n: &usize| run_at_once(&engine, &workload, *n, args.repeat);
+        args.concurrency.iter().map(run).collect::<Result<_>>()?
+    };
+    let report = Report {
+        model: args.model_dir.display().to_string(),
+        dtype: args
+            .load
+            .quantize
+            .clone()
+            .unwrap_or_else(|| args.load.dtype.clone()),
+        threads: rayon::current_num_threads(),
+        limits,
+        load: load_seconds,
+        weight_bytes,
+        peak_rss: peak_rss(),
+        prompt_tokens: usage.prompt_tokens,
+        image_tokens: usage.media_tokens,
+        output_tokens: args.output_tokens,
+        phases,
+        runs,
+        growth,
+    };
+    if let Some(file) = &args.chart {
+        std::fs::write(file, svg(&report)?)
+            .with_context(|| format!("can't write {}", file.display()))?;
+    }
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{:#}", report.json())?;
+    } else {
+        write!(out, "{}", report.table()?)?;
+    }
+    Ok(())
+}
+
+/// The most memory that the process held at a time, where the system says so.
+fn peak_rss() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}

@@ -1,0 +1,132 @@
+//! `cargo xtask bench`: Kiln and each rival that is installed, in turn in one run on the same weights,
+//! and what came of it as docs/benchmarks.md. Nothing is compared across runs: the machine may be
+//! another one the next time, or busier.
+
+mod contender;
+mod page;
+
+use anyhow::{Context, Result, bail};
+use contender::Measured;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// What is run. Weights of rivals that have a format of their own lie in the work folder:
+/// `openvino/SHAPE-fp16`, `-int8`, `-int4` (optimum-cli export openvino), `gguf/SHAPE-bf16.gguf`,
+/// `-Q8_0`, `-Q4_K_M` and `gguf/mmproj-SHAPE-bf16.gguf` (llama.cpp's converters). What is not there
+/// is left out, and the page says so.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Where the checkpoints are; those of random weights are written where they are not.
+    #[arg(long, value_name = "DIR", default_value = "target/bench")]
+    work: PathBuf,
+    /// A: LLaVA 1.5's layout; C: LLaVA-NeXT's, five tiles a picture.
+    #[arg(long, value_delimiter = ',', default_value = "A,C")]
+    shapes: Vec<String>,
+    /// Rounds; of each figure the middle one is told.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    rounds: usize,
+    /// Requests at once.
+    #[arg(long, value_delimiter = ',', default_value = "1,8")]
+    concurrency: Vec<usize>,
+    /// Threads of Kiln [default: one a core, as the rivals].
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// A Python with transformers, or none.
+    #[arg(long, value_name = "PYTHON")]
+    transformers: Option<PathBuf>,
+    /// A Python with openvino-genai.
+    #[arg(long, value_name = "PYTHON")]
+    openvino: Option<PathBuf>,
+    /// A Python with vLLM for CPUs.
+    #[arg(long, value_name = "PYTHON")]
+    vllm: Option<PathBuf>,
+    /// The folder of llama.cpp's llama-server.
+    #[arg(long, value_name = "DIR")]
+    llama_cpp: Option<PathBuf>,
+    /// The page to write.
+    #[arg(long, value_name = "FILE", default_value = "docs/benchmarks.md")]
+    out: PathBuf,
+}
+
+/// Figures by shape, contender and concurrency, one of each round.
+type Results = BTreeMap<(String, usize, usize), Vec<Measured>>;
+
+/// Runs everything.
+///
+/// # Errors
+/// When the checkpoints can't be written, Kiln can't be built or fails. A rival that fails is left
+/// out with its words.
+pub(crate) fn run(python: &Path, args: &Args) -> Result<()> {
+    let models = args.work.join("models");
+    succeed(
+        Command::new(python)
+            .arg("xtask/python/bench_models.py")
+            .arg("--out")
+            .arg(&models)
+            .args(&args.shapes),
+    )?;
+    succeed(Command::new(crate::cargo()).args([
+        "build",
+        "--release",
+        "--quiet",
+        "--locked",
+        "-p",
+        "kiln",
+    ]))?;
+    let contenders = contender::all(python, args);
+    let mut results = Results::new();
+    let mut failed: BTreeMap<String, String> = BTreeMap::new();
+    for round in 1..=args.rounds {
+        for shape in &args.shapes {
+            for (index, contender) in contenders.iter().enumerate() {
+                for concurrency in &args.concurrency {
+                    let Some(mut command) = contender.command(shape, *concurrency, args) else {
+                        continue;
+                    };
+                    let label = format!("{} on {shape}, {concurrency} at once", contender.name());
+                    eprintln!("round {round}: {label}");
+                    match measure(&mut command) {
+                        Ok(measured) => {
+                            let key = (shape.clone(), index, *concurrency);
+                            results.entry(key).or_default().push(measured);
+                        }
+                        Err(error) if contender.is_kiln() => return Err(error.context(label)),
+                        Err(error) => {
+                            eprintln!("left out: {error:#}");
+                            failed.insert(label, format!("{error:#}"));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    let page = page::write(&contenders, &results, &failed, args)?;
+    fs::write(&args.out, page).with_context(|| args.out.display().to_string())
+}
+
+/// The JSON that a contender's output ends with.
+fn measure(command: &mut Command) -> Result<Measured> {
+    let output = command
+        .output()
+        .with_context(|| format!("can't start {:?}", command.get_program()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    if !output.status.success() {
+        let words = String::from_utf8_lossy(&output.stderr);
+        let last = words.trim().lines().last().unwrap_or_default().to_owned();
+        bail!("{}: {last}", output.status);
+    }
+    Measured::parse(&text).context("the output holds no figures")
+}
+
+fn succeed(command: &mut Command) -> Result<()> {
+    let program = format!("{:?}", command.get_program());
+    let status = command
+        .status()
+        .with_context(|| format!("can't start {program}"))?;
+    if !status.success() {
+        bail!("{program}: {status}");
+    }
+    Ok(())
+}

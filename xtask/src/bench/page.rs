@@ -1,0 +1,179 @@
+//! docs/benchmarks.md: what was run where, the figures, and Kiln's ratio to each rival.
+
+use super::contender::{Contender, Measured};
+use super::{Args, Results};
+use anyhow::Result;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::process::Command;
+
+pub(crate) fn write(
+    contenders: &[Contender],
+    results: &Results,
+    failed: &BTreeMap<String, String>,
+    args: &Args,
+) -> Result<String> {
+    let mut out = String::new();
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    writeln!(
+        out,
+        "# Benchmarks\n\n\
+         Written by `cargo xtask bench`; nothing here is typed by hand. Kiln and its rivals ran in turn\n\
+         on one machine with the same weights (random, at real shapes), the same picture (640x480) and\n\
+         32 tokens of text, 64 new tokens, greedy. Times are medians over {} rounds of processes that\n\
+         each warm up and run three times; on a shared machine, differences under a tenth are noise. A\n\
+         ratio is Kiln's time over the rival's at the same width of weights: below 1, Kiln is faster.\n\n\
+         | | |\n|---|---|\n| date | {} |\n| machine | {} |\n| commit | {} |\n| command | `cargo xtask {}` |",
+        args.rounds,
+        said("date", &["-u", "+%Y-%m-%d"]),
+        machine(),
+        said("git", &["rev-parse", "--short", "HEAD"]),
+        words.join(" "),
+    )?;
+    let mut versions: Vec<&str> = results
+        .values()
+        .flatten()
+        .filter(|m| m.details.is_none())
+        .map(|m| m.version.as_str())
+        .collect();
+    versions.sort_unstable();
+    versions.dedup();
+    writeln!(out, "| rivals | {} |", versions.join("; "))?;
+    for shape in &args.shapes {
+        writeln!(out, "\n## Shape {shape}")?;
+        for concurrency in &args.concurrency {
+            table(&mut out, contenders, results, shape, *concurrency)?;
+        }
+        for (index, contender) in contenders.iter().enumerate() {
+            let first = args.concurrency.first().copied().unwrap_or(1);
+            let runs = results.get(&(shape.clone(), index, first));
+            if let Some(details) = runs.and_then(|runs| runs.last()?.details.as_ref()) {
+                phases(&mut out, &contender.name(), details)?;
+            }
+        }
+    }
+    if !failed.is_empty() {
+        writeln!(out, "\n## Left out\n")?;
+        for (label, error) in failed {
+            writeln!(out, "- {label}: {}", error.replace('\n', " "))?;
+        }
+    }
+    Ok(out)
+}
+
+/// The middle one of a figure over the rounds.
+fn median(runs: &[Measured], figure: impl Fn(&Measured) -> f64) -> f64 {
+    let mut values: Vec<f64> = runs.iter().map(figure).collect();
+    values.sort_by(f64::total_cmp);
+    values[(values.len() - 1) / 2]
+}
+
+fn table(
+    out: &mut String,
+    contenders: &[Contender],
+    results: &Results,
+    shape: &str,
+    concurrency: usize,
+) -> std::fmt::Result {
+    let of = |index: usize| results.get(&(shape.to_owned(), index, concurrency));
+    writeln!(
+        out,
+        "\n{concurrency} at once:\n\n\
+         | engine | time to first token s | ms per token | total s | tokens/s | load s | peak RSS MB | \
+         Kiln's ratio: first token | per token | total |\n|---|---|---|---|---|---|---|---|---|---|"
+    )?;
+    for (index, contender) in contenders.iter().enumerate() {
+        let Some(runs) = of(index) else {
+            continue;
+        };
+        let own = contenders
+            .iter()
+            .position(|c| c.is_kiln() && c.bits == contender.bits)
+            .and_then(of)
+            .filter(|_| !contender.is_kiln());
+        let ratio = |figure: fn(&Measured) -> f64| {
+            own.map_or_else(String::new, |own| {
+                format!("{:.2}", median(own, figure) / median(runs, figure))
+            })
+        };
+        writeln!(
+            out,
+            "| {} | {:.3} | {:.1} | {:.2} | {:.1} | {:.2} | {:.0} | {} | {} | {} |",
+            contender.name(),
+            median(runs, |m| m.first_token),
+            1e3 * median(runs, |m| m.per_token),
+            median(runs, |m| m.total),
+            median(runs, |m| m.tokens_per_second),
+            median(runs, |m| m.load),
+            median(runs, |m| m.peak_rss) / 1e6,
+            ratio(|m| m.first_token),
+            ratio(|m| m.per_token),
+            ratio(|m| m.total),
+        )?;
+    }
+    Ok(())
+}
+
+/// Kiln's phases with the fraction of the limit that each reached.
+fn phases(out: &mut String, name: &str, details: &Value) -> std::fmt::Result {
+    let limit = |key: &str| details["limits"][key].as_f64().unwrap_or(f64::NAN) / 1e9;
+    writeln!(
+        out,
+        "\n{name}, where the time goes (limits in the same process: f32 {:.0} Gop/s, bf16 {:.0}, int8 \
+         {:.0}, read {:.1} GB/s):\n\n| phase | ms | Gop | MB read | of the limit |\n|---|---|---|---|---|",
+        limit("f32_operations_per_second"),
+        limit("bf16_operations_per_second"),
+        limit("int8_operations_per_second"),
+        limit("read_bytes_per_second"),
+    )?;
+    for phase in details["phases"].as_array().into_iter().flatten() {
+        let number = |key: &str| phase[key].as_f64();
+        let fraction = number("fraction_of_limit");
+        writeln!(
+            out,
+            "| {} | {:.2} | {:.1} | {:.1} | {} |",
+            phase["name"].as_str().unwrap_or_default(),
+            1e3 * number("seconds").unwrap_or(f64::NAN),
+            number("operations").unwrap_or_default() / 1e9,
+            number("bytes").unwrap_or_default() / 1e6,
+            fraction.map_or_else(String::new, |f| format!("{:.0}%", 100.0 * f)),
+        )?;
+    }
+    Ok(())
+}
+
+/// What a program says in one line; empty where there is none.
+fn said(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output();
+    let text = output.map(|output| output.stdout).unwrap_or_default();
+    String::from_utf8_lossy(&text).trim().to_owned()
+}
+
+fn machine() -> String {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |key: &str| {
+        let line = cpu.lines().find(|line| line.starts_with(key));
+        line.and_then(|line| line.split_once(": "))
+            .map(|(_, value)| value)
+    };
+    let flags: Vec<&str> = field("flags").unwrap_or_default().split(' ').collect();
+    let wanted = [
+        "avx2",
+        "avx512f",
+        "avx512_bf16",
+        "avx512_vnni",
+        "amx_bf16",
+        "amx_int8",
+    ];
+    let has: Vec<_> = wanted
+        .into_iter()
+        .filter(|flag| flags.contains(flag))
+        .collect();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    format!(
+        "{}, {cores} cores, {}",
+        field("model name").unwrap_or("a CPU"),
+        has.join(" ")
+    )
+}
