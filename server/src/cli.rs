@@ -285,7 +285,7 @@ pub(crate) struct BenchArgs {
     /// New tokens of each answer.
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = at_least_one)]
     pub(crate) output_tokens: usize,
-    /// Requests at once, a list; left empty, no whole requests are run.
+    /// Requests at once, a list; 0: no whole requests are run.
     #[arg(
         long,
         default_value = "1,8",

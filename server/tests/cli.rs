@@ -157,6 +157,74 @@ fn models_lists_what_the_readme_does() {
     assert_eq!(told, linked);
 }
 
+#[cfg(feature = "llava")]
+#[test]
+fn bench_tells_phases_limits_and_requests() {
+    let folder = tempfile::tempdir().unwrap();
+    let chart = folder.path().join("chart.svg");
+    let out = kiln(&[
+        "bench",
+        "builtin",
+        "--prompt-tokens",
+        "8",
+        "--output-tokens",
+        "4",
+        "--concurrency",
+        "1,2",
+        "--repeat",
+        "1",
+        "--kv-blocks",
+        "64",
+        "--json",
+        "--chart",
+        chart.to_str().unwrap(),
+    ]);
+    assert!(out.status.success(), "{}", words(&out.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    for limit in ["f32", "bf16", "int8"] {
+        let rate = report["limits"][format!("{limit}_operations_per_second")].as_f64();
+        assert!(rate.unwrap() > 1e8, "{report:#}");
+    }
+    let phases = report["phases"].as_array().unwrap();
+    let named = |name: &str| phases.iter().find(|p| p["name"] == name).unwrap();
+    // 64 rows of the picture and 8 of text, by about two operations a weight.
+    let encode = named("vision encode")["operations"].as_u64().unwrap();
+    let prefill = named("prefill")["operations"].as_u64().unwrap();
+    let weights = report["weight_bytes"].as_u64().unwrap() / 2;
+    assert!(encode > 0 && prefill > 72 * weights / 2, "{report:#}");
+    assert!(named("one new token")["bytes"].as_u64().unwrap() > weights / 2);
+    assert_eq!(report["prompt_tokens"], 72);
+    let runs = report["runs"].as_array().unwrap();
+    let at_once: Vec<_> = runs.iter().map(|r| r["concurrency"].as_u64()).collect();
+    assert_eq!(at_once, [Some(1), Some(2)]);
+    for run in runs {
+        let first = run["time_to_first_token"].as_f64().unwrap();
+        assert!(
+            first > 0.0 && first < run["total"].as_f64().unwrap(),
+            "{run}"
+        );
+    }
+    let chart = std::fs::read_to_string(chart).unwrap();
+    assert!(
+        chart.starts_with("<svg") && chart.contains("prefill"),
+        "{chart}"
+    );
+}
+
+/// Eight bits change no answer about the built-in picture.
+#[cfg(feature = "llava")]
+#[test]
+fn narrow_weights_answer_alike() {
+    for (question, answer) in sample_questions() {
+        let out = kiln(&["run", "builtin", &question, "--quantize", "q8"]);
+        assert!(out.status.success(), "{}", words(&out.stderr));
+        assert_eq!(words(&out.stdout).trim(), answer, "{question}");
+    }
+    let wrong = kiln(&["run", "builtin", "x", "--quantize", "q3"]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(words(&wrong.stderr).contains("q8 or q4"));
+}
+
 #[test]
 fn a_wrong_input_says_what_is_wrong_and_exits_with_2_or_1() {
     let broken = repo("README.md");

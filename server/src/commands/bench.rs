@@ -50,10 +50,13 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
     } else {
         None
     };
-    let runs = if args.concurrency.is_empty() {
-        vec![]
-    } else {
-        let most = args.concurrency.iter().copied().max().unwrap_or(1);
+    let at_once: Vec<usize> = args
+        .concurrency
+        .iter()
+        .copied()
+        .filter(|n| *n > 0)
+        .collect();
+    let runs = if let Some(most) = at_once.iter().copied().max() {
         let cache = CacheOptions {
             max_num_seqs: args.cache.max_num_seqs.max(most),
             ..args.cache.options()
@@ -67,7 +70,9 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
         let engine = Engine::start(load(&checkpoint, &options)?, &engine_options)?;
         run_at_once(&engine, &workload, 1, 1)?;
         let run = |n: &usize| run_at_once(&engine, &workload, *n, args.repeat);
-        args.concurrency.iter().map(run).collect::<Result<_>>()?
+        at_once.iter().map(run).collect::<Result<_>>()?
+    } else {
+        vec![]
     };
     let report = Report {
         model: args.model_dir.display().to_string(),

@@ -135,6 +135,8 @@ impl Contender {
                     OUTPUT_TOKENS,
                 ]);
                 command.args(["--concurrency", &at_once, "--repeat", REPEAT]);
+                // As the rivals are told.
+                command.args(["--max-batched-tokens", "2048"]);
                 if self.bits < 16 {
                     command.args(["--quantize", self.weights]);
                 }

@@ -8,6 +8,7 @@
 //! each block of K four elements of one output stand beside those of the next output: what one
 //! instruction multiplies.
 
+use super::flex::simd::{self, Isa, Kernel};
 use super::{Dispatch, KilnOps, Quantization, empty};
 use crate::work;
 use burn::tensor::{Bytes, DType, FloatDType, Int, Shape, Tensor, TensorData};
@@ -186,10 +187,34 @@ fn pack(rows: &[f32], packing: Packing, data: &mut [u8], scales: &mut [f32]) {
     rows.par_chunks(GROUP * k)
         .zip(data.par_chunks_mut(packing.blocks() * packing.block_bytes()))
         .zip(scales.par_chunks_mut(packing.group_scales()))
-        .for_each(|((rows, data), scales)| match kind {
-            Quantization::Q8 => round_8(rows, k, data, scales),
-            Quantization::Q4 => round_4(rows, k, data, scales),
+        .for_each(|((rows, data), scales)| {
+            simd::run(Round {
+                kind,
+                rows,
+                k,
+                data,
+                scales,
+            });
         });
+}
+
+/// Up to 16 rows, by the widest instructions: four bits are searched for.
+struct Round<'a> {
+    kind: Quantization,
+    rows: &'a [f32],
+    k: usize,
+    data: &'a mut [u8],
+    scales: &'a mut [f32],
+}
+
+impl Kernel for Round<'_> {
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        match self.kind {
+            Quantization::Q8 => round_8(self.rows, self.k, self.data, self.scales),
+            Quantization::Q4 => round_4(self.rows, self.k, self.data, self.scales),
+        }
+    }
 }
 
 /// A weight's data and scales.
@@ -203,11 +228,13 @@ pub(super) fn packed(weight: &[f32], packing: Packing) -> (Vec<u8>, Vec<f32>) {
 }
 
 /// Where the element `k` of a block stands, of output `o` of its group.
+#[inline(always)]
 fn place(o: usize, k: usize) -> usize {
     k / 4 * 4 * GROUP + o * 4 + k % 4
 }
 
 /// Up to 16 rows at eight bits, to the nearest.
+#[inline(always)]
 fn round_8(rows: &[f32], k: usize, data: &mut [u8], scales: &mut [f32]) {
     for (o, row) in rows.chunks_exact(k).enumerate() {
         for (b, block) in row.chunks(BLOCK).enumerate() {
@@ -217,7 +244,7 @@ fn round_8(rows: &[f32], k: usize, data: &mut [u8], scales: &mut [f32]) {
             let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
             let data = &mut data[b * BLOCK_BYTES_8..];
             for (k, w) in block.iter().enumerate() {
-                let number = (w * inverse).round().clamp(-127.0, 127.0);
+                let number = (w * inverse).round_ties_even().clamp(-127.0, 127.0);
                 data[place(o, k)] = number as i8 as u8;
             }
         }
@@ -226,6 +253,7 @@ fn round_8(rows: &[f32], k: usize, data: &mut [u8], scales: &mut [f32]) {
 
 /// Up to 16 rows at four bits. A row is scaled to whole numbers of eight bits first, of which each
 /// part is given by the step and the zero that err least.
+#[inline(always)]
 fn round_4(rows: &[f32], k: usize, data: &mut [u8], scales: &mut [f32]) {
     for (o, row) in rows.chunks_exact(k).enumerate() {
         let most = row.iter().fold(0.0f32, |most, w| most.max(w.abs()));
@@ -251,6 +279,19 @@ fn round_4(rows: &[f32], k: usize, data: &mut [u8], scales: &mut [f32]) {
     }
 }
 
+/// By halves: in an order that registers can follow.
+#[inline(always)]
+fn sum(mut numbers: [f32; PART]) -> f32 {
+    let mut half = PART / 2;
+    while half > 0 {
+        for at in 0..half {
+            numbers[at] += numbers[at + half];
+        }
+        half /= 2;
+    }
+    numbers[0]
+}
+
 /// 16 numbers of eight bits: `(i - zero) * step`, `i` from 0 to 15.
 #[derive(Debug, Clone, Copy)]
 struct Steps {
@@ -262,6 +303,7 @@ struct Steps {
 
 impl Steps {
     /// Those that err least on some numbers.
+    #[inline(always)]
     fn of(numbers: &[f32; PART]) -> Self {
         let low = numbers.iter().fold(0.0f32, |a, b| a.min(*b));
         let high = numbers.iter().fold(0.0f32, |a, b| a.max(*b));
@@ -275,14 +317,18 @@ impl Steps {
         );
         for step in [exact.floor() - 1.0, exact.floor(), exact.floor() + 1.0] {
             let step = step.clamp(1.0, 16.0);
-            let zero = (-low / step).round().clamp(0.0, 15.0);
+            let zero = (-low / step).round_ties_even().clamp(0.0, 15.0);
             for zero in [zero - 1.0, zero, zero + 1.0] {
                 let steps = Self { step, zero };
                 let fits = zero * step <= 128.0 && (15.0 - zero) * step <= 127.0;
                 if !(0.0..=15.0).contains(&zero) || !fits {
                     continue;
                 }
-                let error: f32 = numbers.iter().map(|x| steps.error(*x)).sum();
+                let mut errors = [0.0; PART];
+                for (error, number) in errors.iter_mut().zip(numbers) {
+                    *error = steps.error(*number);
+                }
+                let error = sum(errors);
                 if error < best.0 {
                     best = (error, steps);
                 }
@@ -291,10 +337,12 @@ impl Steps {
         best.1
     }
 
+    #[inline(always)]
     fn nearest(self, number: f32) -> f32 {
-        ((number / self.step).round() + self.zero).clamp(0.0, 15.0)
+        ((number / self.step).round_ties_even() + self.zero).clamp(0.0, 15.0)
     }
 
+    #[inline(always)]
     fn error(self, number: f32) -> f32 {
         let off = (self.nearest(number) - self.zero) * self.step - number;
         off * off

@@ -18,7 +18,7 @@ mod norm;
 #[cfg(target_arch = "x86_64")]
 mod pairs;
 mod rope;
-mod simd;
+pub(super) mod simd;
 #[cfg(test)]
 mod tests;
 

@@ -22,7 +22,7 @@ pub(super) type Lanes = [f32; LANES];
 pub(super) struct Line(pub(super) Lanes);
 
 /// What an instruction set gives to a kernel.
-pub(super) trait Isa {
+pub(in crate::ops) trait Isa {
     /// Whether registers hold 24 accumulators, a block of six by four, beside its operands;
     /// otherwise they hold six, a block of three by two.
     const WIDE: bool;
@@ -114,7 +114,7 @@ impl Isa for Baseline {
 }
 
 /// A loop that is compiled for each instruction set.
-pub(super) trait Kernel {
+pub(in crate::ops) trait Kernel {
     /// Runs it. Implementations are `#[inline(always)]`, and so is all they call: what is not
     /// inlined is compiled for the baseline.
     fn run<I: Isa>(self);
@@ -164,7 +164,7 @@ pub(super) fn best() -> Level {
 }
 
 /// Runs a kernel on the best instruction set of this machine.
-pub(super) fn run(kernel: impl Kernel) {
+pub(in crate::ops) fn run(kernel: impl Kernel) {
     run_at(best(), kernel);
 }
 
