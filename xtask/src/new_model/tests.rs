@@ -250,6 +250,11 @@ fn only_an_untouched_scaffold_is_removed() {
             None => fs::remove_file(&path).unwrap(),
         }
     }
+    // What the crate's own script writes is no edit.
+    let written = tree.0.join("models/made-up/tests/parity/config.json");
+    fs::write(written, "{}").unwrap();
+    unscaffold(&tree.0, "made-up", false).unwrap();
+    tree.make("made-up", Like::Text).unwrap();
     fs::write(tree.0.join("models/made-up/src/lib.rs"), "edited").unwrap();
     unscaffold(&tree.0, "made-up", true).unwrap();
     assert!(tree.files() == before);
