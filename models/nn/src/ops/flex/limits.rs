@@ -46,9 +46,9 @@ pub fn measure() -> Limits {
 }
 
 /// A loop of so many turns, and the operations of a turn.
-type Burst = (fn(usize), f64);
+pub(super) type Burst = (fn(usize), f64);
 
-fn rate((burst, ops): Burst) -> f64 {
+pub(super) fn rate((burst, ops): Burst) -> f64 {
     let threads = rayon::current_num_threads();
     let best = best(|| {
         (0..threads)
@@ -80,19 +80,21 @@ fn best(run: impl Fn()) -> f64 {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod kernels {
+pub(super) mod kernels {
     use super::Burst;
     use crate::ops::flex::amx;
     use std::arch::asm;
     use std::arch::x86_64::{__m512i, _MM_HINT_T0, _mm_prefetch, _mm512_add_epi64};
-    use std::arch::x86_64::{_mm512_loadu_si512, _mm512_reduce_add_epi64, _mm512_setzero_si512};
+    use std::arch::x86_64::{
+        _mm512_loadu_si512, _mm512_reduce_add_epi64, _mm512_set1_ps, _mm512_setzero_si512,
+    };
 
     const LANES: f64 = 16.0;
     const IN_A_TURN: f64 = 16.0;
     /// Four tiles of 16 x 16, each over 64 bytes of operands.
     const TILES: f64 = 4.0 * 16.0 * 16.0;
 
-    pub(super) fn f32() -> Burst {
+    pub(in crate::ops::flex) fn f32() -> Burst {
         if is_x86_feature_detected!("avx512f") {
             (vector_f32, IN_A_TURN * LANES * 2.0)
         } else {
@@ -100,32 +102,46 @@ mod kernels {
         }
     }
 
+    pub(in crate::ops::flex) fn pairs() -> Option<Burst> {
+        is_x86_feature_detected!("avx512bf16").then_some((vector_bf16, IN_A_TURN * LANES * 4.0))
+    }
+
+    pub(in crate::ops::flex) fn fours() -> Option<Burst> {
+        is_x86_feature_detected!("avx512vnni").then_some((vector_int8, IN_A_TURN * LANES * 8.0))
+    }
+
+    pub(in crate::ops::flex) fn tiles() -> Option<Burst> {
+        amx::available().then_some((tile_bf16, TILES * 32.0 * 2.0))
+    }
+
+    pub(in crate::ops::flex) fn tiles_of_bytes() -> Option<Burst> {
+        amx::available().then_some((tile_int8, TILES * 64.0 * 2.0))
+    }
+
     pub(super) fn bf16() -> (Option<Burst>, &'static str) {
-        if amx::available() {
-            (Some((tile_bf16, TILES * 32.0 * 2.0)), "AMX")
-        } else if is_x86_feature_detected!("avx512bf16") {
-            (Some((vector_bf16, IN_A_TURN * LANES * 4.0)), "AVX-512 BF16")
-        } else {
-            (None, "widened to f32")
+        match (tiles(), pairs()) {
+            (Some(tiles), _) => (Some(tiles), "AMX"),
+            (None, Some(pairs)) => (Some(pairs), "AVX-512 BF16"),
+            _ => (None, "widened to f32"),
         }
     }
 
     pub(super) fn int8() -> (Option<Burst>, &'static str) {
-        if amx::available() {
-            (Some((tile_int8, TILES * 64.0 * 2.0)), "AMX")
-        } else if is_x86_feature_detected!("avx512vnni") {
-            (Some((vector_int8, IN_A_TURN * LANES * 8.0)), "AVX-512 VNNI")
-        } else {
-            (None, "widened to f32")
+        match (tiles_of_bytes(), fours()) {
+            (Some(tiles), _) => (Some(tiles), "AMX"),
+            (None, Some(fours)) => (Some(fours), "AVX-512 VNNI"),
+            _ => (None, "widened to f32"),
         }
     }
 
     macro_rules! vector {
         ($name:ident, $of:ident, $instruction:literal) => {
             fn $name(turns: usize) {
-                // SAFETY: handed out above only where the CPU has the instruction, and with it
-                // AVX-512, whose registers are all that it writes; each is declared.
-                unsafe {
+                #[target_feature(enable = "avx512f")]
+                fn turn(turns: usize) {
+                    // SAFETY: handed out above only where the CPU has the instruction, and with it
+                    // AVX-512, whose registers are all that it writes; each is declared.
+                    unsafe {
                     asm!(
                         "2:",
                         concat!($instruction, " zmm0, zmm30, zmm31"),
@@ -151,10 +167,13 @@ mod kernels {
                         out("zmm4") _, out("zmm5") _, out("zmm6") _, out("zmm7") _,
                         out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
                         out("zmm12") _, out("zmm13") _, out("zmm14") _, out("zmm15") _,
-                        out("zmm30") _, out("zmm31") _,
+                        in("zmm30") _mm512_set1_ps(1.1), in("zmm31") _mm512_set1_ps(0.3),
                         options(nomem, nostack),
                     );
+                    }
                 }
+                // SAFETY: as above.
+                unsafe { turn(turns) }
             }
         };
     }
@@ -162,29 +181,40 @@ mod kernels {
     vector!(vector_bf16, avx512bf16, "vdpbf16ps");
     vector!(vector_int8, avx512vnni, "vpdpbusd");
 
+    /// Steps of a round: their operands stay in the first-level cache.
+    const STEPS: usize = 8;
+
     macro_rules! tile {
         ($name:ident, $instruction:literal) => {
+            /// On random numbers that come from the cache: the clock is higher for zeros, and for
+            /// tiles that never change.
             fn $name(turns: usize) {
+                let operands = operands();
                 // SAFETY: handed out above only where the matrix unit is, and nothing that this thread
                 // runs meanwhile configures tiles.
                 let tiles = unsafe { amx::Tiles::of([64; 8]) };
-                // SAFETY: handed out above only where the CPU has AMX and the system lends it;
-                // `tiles` has configured all eight for as long as it lives, and nothing else of
-                // this function uses them.
-                unsafe {
-                    asm!(
-                        "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
-                        "tilezero tmm4", "tilezero tmm5", "tilezero tmm6", "tilezero tmm7",
-                        "2:",
-                        concat!($instruction, " tmm0, tmm4, tmm6"),
-                        concat!($instruction, " tmm1, tmm4, tmm7"),
-                        concat!($instruction, " tmm2, tmm5, tmm6"),
-                        concat!($instruction, " tmm3, tmm5, tmm7"),
-                        "dec {turns}",
-                        "jnz 2b",
-                        turns = inout(reg) turns => _,
-                        options(nomem, nostack),
-                    );
+                for _ in 0..turns / STEPS {
+                    // SAFETY: as above; each step reads its four tiles of 1024 bytes.
+                    unsafe {
+                        asm!(
+                            "2:",
+                            "tileloadd tmm4, [{from} + {line}]",
+                            "tileloadd tmm6, [{from} + {line} + 1024]",
+                            concat!($instruction, " tmm0, tmm4, tmm6"),
+                            "tileloadd tmm7, [{from} + {line} + 2048]",
+                            concat!($instruction, " tmm1, tmm4, tmm7"),
+                            "tileloadd tmm5, [{from} + {line} + 3072]",
+                            concat!($instruction, " tmm2, tmm5, tmm6"),
+                            concat!($instruction, " tmm3, tmm5, tmm7"),
+                            "add {from}, 4096",
+                            "dec {steps}",
+                            "jnz 2b",
+                            from = inout(reg) operands.as_ptr() => _,
+                            line = in(reg) 64usize,
+                            steps = inout(reg) STEPS => _,
+                            options(nostack, readonly),
+                        );
+                    }
                 }
                 drop(tiles);
             }
@@ -193,7 +223,16 @@ mod kernels {
     tile!(tile_bf16, "tdpbf16ps");
     tile!(tile_int8, "tdpbssd");
 
-    pub(super) fn read(part: &[u64]) -> u64 {
+    /// Numbers of all sizes whether they are read as bf16 or as bytes; 16 in a line of the cache.
+    fn operands() -> Vec<[u32; 16]> {
+        let pairs = |i: usize| 0x3f80_3f80 ^ ((i as u32).wrapping_mul(0x9e37_79b9) & 0x807f_807f);
+        let lines = 0..STEPS * 64;
+        lines
+            .map(|line| std::array::from_fn(|at| pairs(line * 16 + at)))
+            .collect()
+    }
+
+    pub(in crate::ops::flex) fn read(part: &[u64]) -> u64 {
         if is_x86_feature_detected!("avx512f") {
             // SAFETY: the CPU has it.
             unsafe { wide_read(part) }

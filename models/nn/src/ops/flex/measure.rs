@@ -14,16 +14,12 @@ use super::{
     bf16::{self, Unit},
     gemm::{self, Linear},
     int8::{self, Quantized},
+    limits::{kernels, rate},
     simd::Level,
 };
 use crate::ops::Quantization;
 use crate::ops::quantized::Packing;
 use rayon::prelude::*;
-use std::arch::asm;
-use std::arch::x86_64::{
-    _mm512_loadu_si512, _mm512_or_si512, _mm512_reduce_or_epi64, _mm512_set1_ps,
-    _mm512_setzero_si512,
-};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -43,66 +39,6 @@ fn best(runs: usize, mut f: impl FnMut()) -> f64 {
     runs.fold(f64::INFINITY, f64::min)
 }
 
-/// Runs something on each thread at once.
-fn on_all(f: impl Fn() + Sync) {
-    let threads = 0..rayon::current_num_threads();
-    threads.into_par_iter().with_max_len(1).for_each(|_| f());
-}
-
-/// Twelve times the same instruction on registers of its own, 4096 times.
-macro_rules! twelve {
-    ($name:ident, $feature:literal, $instruction:literal) => {
-        #[target_feature(enable = $feature)]
-        fn $name() {
-            // SAFETY: the registers that it changes are named.
-            unsafe {
-                asm!(
-                    "2:",
-                    concat!($instruction, " zmm0, zmm30, zmm31"),
-                    concat!($instruction, " zmm1, zmm30, zmm31"),
-                    concat!($instruction, " zmm2, zmm30, zmm31"),
-                    concat!($instruction, " zmm3, zmm30, zmm31"),
-                    concat!($instruction, " zmm4, zmm30, zmm31"),
-                    concat!($instruction, " zmm5, zmm30, zmm31"),
-                    concat!($instruction, " zmm6, zmm30, zmm31"),
-                    concat!($instruction, " zmm7, zmm30, zmm31"),
-                    concat!($instruction, " zmm8, zmm30, zmm31"),
-                    concat!($instruction, " zmm9, zmm30, zmm31"),
-                    concat!($instruction, " zmm10, zmm30, zmm31"),
-                    concat!($instruction, " zmm11, zmm30, zmm31"),
-                    "dec {0}",
-                    "jnz 2b",
-                    inout(reg) 4096u64 => _,
-                    in("zmm30") _mm512_set1_ps(1.1),
-                    in("zmm31") _mm512_set1_ps(0.3),
-                    out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _,
-                    out("zmm4") _, out("zmm5") _, out("zmm6") _, out("zmm7") _,
-                    out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
-                    options(nostack, nomem),
-                );
-            }
-        }
-    };
-}
-
-twelve!(singles, "avx512f", "vfmadd231ps");
-twelve!(pairs, "avx512f,avx512bf16", "vdpbf16ps");
-twelve!(fours, "avx512f,avx512vnni", "vpdpbusd");
-
-#[target_feature(enable = "avx512f")]
-fn read(bytes: &[u8]) -> i64 {
-    let mut sums = [_mm512_setzero_si512(); 8];
-    for chunk in bytes.as_chunks::<512>().0 {
-        for (line, sum) in chunk.as_chunks::<64>().0.iter().zip(&mut sums) {
-            // SAFETY: 64 bytes.
-            let line = unsafe { _mm512_loadu_si512(line.as_ptr().cast()) };
-            *sum = _mm512_or_si512(*sum, line);
-        }
-    }
-    let sum = sums.into_iter().reduce(|a, b| _mm512_or_si512(a, b));
-    _mm512_reduce_or_epi64(sum.unwrap_or(_mm512_setzero_si512()))
-}
-
 /// What an operation is measured by.
 #[derive(Clone, Copy)]
 enum Limit {
@@ -116,18 +52,14 @@ enum Limit {
 impl Limit {
     /// Multiply-adds a second, of all threads.
     fn measure(self) -> f64 {
-        let threads = rayon::current_num_threads() as f64;
-        let registers = |lane: f64| 4096.0 * 12.0 * 16.0 * lane * threads;
-        // SAFETY: `near_its_limits` asks for the features.
-        unsafe {
-            match self {
-                Self::Singles => registers(1.0) / best(5, || on_all(|| singles())),
-                Self::Pairs => registers(2.0) / best(5, || on_all(|| pairs())),
-                Self::Fours => registers(4.0) / best(5, || on_all(|| fours())),
-                Self::Tiles => amx::tiles_per_second() * 8192.0,
-                Self::TilesOfBytes => amx::tiles_per_second() * 16384.0,
-            }
-        }
+        let burst = match self {
+            Self::Singles => Some(kernels::f32()),
+            Self::Pairs => kernels::pairs(),
+            Self::Fours => kernels::fours(),
+            Self::Tiles => kernels::tiles(),
+            Self::TilesOfBytes => kernels::tiles_of_bytes(),
+        };
+        burst.map_or(f64::NAN, rate) / 2.0
     }
 }
 
@@ -151,9 +83,9 @@ impl Case<'_> {
             limit = limit.max(self.limit.measure());
             let part = &pool[turn * (64 << 20)..][..64 << 20];
             let read = best(2, || {
-                let pieces = part.par_chunks(2 << 20);
-                // SAFETY: `near_its_limits` asks for the feature.
-                black_box(pieces.map(|piece| unsafe { read(piece) }).sum::<i64>());
+                let words: &[u64] = bytemuck::cast_slice(part);
+                let pieces = words.par_chunks((2 << 20) / 8).map(kernels::read);
+                black_box(pieces.reduce(|| 0, u64::wrapping_add));
             });
             bandwidth = bandwidth.max(part.len() as f64 / read);
             let run = best(runs, || {
