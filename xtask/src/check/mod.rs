@@ -7,6 +7,7 @@ mod docs;
 mod features;
 mod lists;
 mod metadata;
+mod one_build;
 mod tree;
 
 use anyhow::{Result, bail};
@@ -72,6 +73,7 @@ fn faults(root: &Path) -> Result<Vec<Fault>> {
     let mut faults = arrows::check(&members);
     faults.extend(arrows::check_vendor(root, &members)?);
     faults.extend(docs::check(&sources));
+    faults.extend(one_build::check(root)?);
     faults.extend(architectures::check(&sources));
     faults.extend(lists::check(&lists::Lists::read(root, &members)?));
     Ok(faults)
