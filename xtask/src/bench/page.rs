@@ -15,7 +15,6 @@ pub(crate) fn write(
     args: &Args,
 ) -> Result<String> {
     let mut out = String::new();
-    let words: Vec<String> = std::env::args().skip(1).collect();
     writeln!(
         out,
         "# Benchmarks\n\n\
@@ -24,12 +23,12 @@ pub(crate) fn write(
          32 tokens of text, 64 new tokens, greedy. Times are medians over {} rounds of processes that\n\
          each warm up and run three times; on a shared machine, differences under a tenth are noise. A\n\
          ratio is Kiln's time over the rival's at the same width of weights: below 1, Kiln is faster.\n\n\
-         | | |\n|---|---|\n| date | {} |\n| machine | {} |\n| commit | {} |\n| command | `cargo xtask {}` |",
+         | | |\n|---|---|\n| date | {} |\n| machine | {} |\n| commit | {} |\n| command | `{}` |",
         args.rounds,
         said("date", &["-u", "+%Y-%m-%d"]),
         machine(),
         said("git", &["rev-parse", "--short", "HEAD"]),
-        words.join(" "),
+        command(args),
     )?;
     let mut versions: Vec<&str> = results
         .values()
@@ -60,6 +59,37 @@ pub(crate) fn write(
         }
     }
     Ok(out)
+}
+
+/// What was typed, but for where things lie on one machine.
+fn command(args: &Args) -> String {
+    let list = |numbers: &[usize]| {
+        numbers
+            .iter()
+            .map(usize::to_string)
+            .collect::<Vec<_>>()
+            .join(",")
+    };
+    let mut words = vec![format!(
+        "cargo xtask bench --shapes {} --rounds {} --concurrency {}",
+        args.shapes.join(","),
+        args.rounds,
+        list(&args.concurrency)
+    )];
+    for (flag, given) in [
+        ("--transformers PYTHON", args.transformers.is_some()),
+        ("--openvino PYTHON", args.openvino.is_some()),
+        ("--vllm PYTHON", args.vllm.is_some()),
+        ("--llama-cpp DIR", args.llama_cpp.is_some()),
+    ] {
+        if given {
+            words.push(flag.to_owned());
+        }
+    }
+    if let Some(threads) = args.threads {
+        words.push(format!("--threads {threads}"));
+    }
+    words.join(" ")
 }
 
 /// The middle one of a figure over the rounds.
