@@ -53,7 +53,7 @@ fn fill(
     let list = linked::List::read(root)?;
     let kiln = relative(folder, root)?;
     let from_tests = posix(&Path::new("../..").join(&kiln));
-    let (made, model) = crate_files(
+    let (made, mut model) = crate_files(
         root,
         name,
         like,
@@ -62,6 +62,7 @@ fn fill(
         Place::Outside,
         &from_tests,
     )?;
+    take_fixtures(root, &mut model)?;
     let name = &made.name;
     if list.entries().iter().any(|e| e.feature == name.kebab) {
         bail!(
@@ -77,6 +78,27 @@ fn fill(
     files.extend(model.into_iter().map(inside));
     write(folder, &files)?;
     Ok(made)
+}
+
+/// Gives the crate a copy of what its own tests read of Kiln's fixtures.
+fn take_fixtures(root: &Path, model: &mut Files) -> Result<()> {
+    const THERE: &str = "../../../tests/fixtures/";
+    let mut taken = Files::new();
+    for (file, content) in model
+        .iter_mut()
+        .filter(|(file, _)| file.starts_with("src/"))
+    {
+        let text = String::from_utf8_lossy(content).into_owned();
+        for part in text.split(THERE).skip(1) {
+            let name = part.split('"').next().unwrap_or_default();
+            let at = root.join("tests/fixtures").join(name);
+            let bytes = fs::read(&at).with_context(|| format!("{file} reads {}", at.display()))?;
+            taken.insert(format!("tests/fixtures/{name}"), bytes);
+        }
+        *content = text.replace(THERE, "../tests/fixtures/").into_bytes();
+    }
+    model.extend(taken);
+    Ok(())
 }
 
 /// The files around the model crate.

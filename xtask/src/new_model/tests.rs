@@ -395,6 +395,27 @@ fn a_workspace_outside_the_tree_is_whole() {
         "{script}"
     );
 
+    // What the crate's own tests read comes along.
+    let tiles = outside.0.join("tiles");
+    fs::create_dir_all(tree.0.join("tests/fixtures")).unwrap();
+    let table = "tests/fixtures/next-tokens.tsv";
+    fs::copy(crate::root().join(table), tree.0.join(table)).unwrap();
+    out_of_tree::scaffold(
+        &tree.0,
+        &tiles,
+        "made-up-tiles",
+        Some(Like::LlavaNext),
+        &[],
+        None,
+    )
+    .unwrap();
+    let layout = outside.read("tiles/made-up-tiles/src/layout.rs");
+    assert!(
+        layout.contains("\"../tests/fixtures/next-tokens.tsv\""),
+        "{layout}"
+    );
+    assert!(tiles.join("made-up-tiles").join(table).exists());
+
     // What is refused leaves nothing behind.
     let other = outside.0.join("other");
     let taken = json!({"architectures": ["LlavaForConditionalGeneration"], "vision_config": {}});
