@@ -17,6 +17,7 @@ import io
 import json
 import os
 import re
+import socket
 import statistics
 import subprocess
 import threading
@@ -204,7 +205,10 @@ class Vllm:
 
 class LlamaCpp:
     def __init__(self, args):
-        self.args, self.port = args, 18_087
+        self.args = args
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
         server = Path(args.bin) / "llama-server"
         version = subprocess.run([server, "--version"], capture_output=True, text=True)
         self.version = "llama.cpp " + (re.search(r"version: (.*)", version.stderr + version.stdout) or [0, "?"])[1]
