@@ -107,12 +107,17 @@ fn main() -> Result<()> {
         Task::TraceParity(args) => return trace_parity::run(&cli.python, args),
     };
     // The reference must answer from the checkpoints given, never from the network.
+    succeed(command.env("HF_HUB_OFFLINE", "1"))
+}
+
+/// Runs a command to its end.
+fn succeed(command: &mut Command) -> Result<()> {
+    let program = format!("{:?}", command.get_program());
     let status = command
-        .env("HF_HUB_OFFLINE", "1")
         .status()
-        .with_context(|| format!("can't start {:?}", command.get_program()))?;
+        .with_context(|| format!("can't start {program}"))?;
     if !status.success() {
-        bail!("{:?}: {status}", command.get_program());
+        bail!("{program}: {status}");
     }
     Ok(())
 }

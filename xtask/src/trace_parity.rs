@@ -1,6 +1,7 @@
 //! Parity off the fixtures: random checkpoints by transformers, `kiln trace` of each, and the
 //! reference's verdict.
 
+use crate::succeed;
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -90,15 +91,4 @@ fn one(python: &Path, args: &Args, kind: &str, seed: u64) -> Result<bool> {
         .arg(&checkpoint);
     let status = with_pictures(compare).status().context("the comparison")?;
     Ok(status.success())
-}
-
-fn succeed(command: &mut Command) -> Result<()> {
-    let program = command.get_program().to_owned();
-    let status = command
-        .status()
-        .with_context(|| format!("can't start {program:?}"))?;
-    if !status.success() {
-        bail!("{program:?}: {status}");
-    }
-    Ok(())
 }

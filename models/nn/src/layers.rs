@@ -1,6 +1,6 @@
 //! Linear layers, their weights kept `[out, in]` as checkpoints store them, and norms.
 
-use crate::ops::{self, Activation, Quantization, QuantizedWeight};
+use crate::ops::{self, Activation, QuantizedWeight};
 use crate::weights::Scope;
 use burn::tensor::{DType, FloatDType, Tensor};
 use kiln_registry::Result;
@@ -43,19 +43,6 @@ impl Linear {
         Self {
             weight: Weight::Float(weight),
             bias,
-        }
-    }
-
-    /// The same layer, its weight rounded to a few bits; as it is where that was done before.
-    #[must_use]
-    pub fn quantized(self, kind: Quantization) -> Self {
-        let weight = match self.weight {
-            Weight::Float(weight) => Weight::Quantized(QuantizedWeight::new(weight, kind)),
-            quantized => quantized,
-        };
-        Self {
-            weight,
-            bias: self.bias,
         }
     }
 

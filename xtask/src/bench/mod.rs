@@ -5,6 +5,7 @@
 mod contender;
 mod page;
 
+use crate::succeed;
 use anyhow::{Context, Result, bail};
 use contender::Measured;
 use std::collections::BTreeMap;
@@ -118,15 +119,4 @@ fn measure(command: &mut Command) -> Result<Measured> {
         bail!("{}: {last}", output.status);
     }
     Measured::parse(&text).context("the output holds no figures")
-}
-
-fn succeed(command: &mut Command) -> Result<()> {
-    let program = format!("{:?}", command.get_program());
-    let status = command
-        .status()
-        .with_context(|| format!("can't start {program}"))?;
-    if !status.success() {
-        bail!("{program}: {status}");
-    }
-    Ok(())
 }

@@ -263,6 +263,21 @@ fn unscaffold(root: &Path, name: &str, force: bool) -> Result<Name> {
     Ok(name)
 }
 
+/// Every file below a folder, by its path there behind `prefix`.
+fn read_all(folder: &Path, prefix: &str, files: &mut Files) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if path.is_dir() {
+            read_all(&path, &format!("{prefix}{name}/"), files)?;
+        } else {
+            let content = fs::read(&path).with_context(|| path.display().to_string())?;
+            files.insert(format!("{prefix}{name}"), content);
+        }
+    }
+    Ok(())
+}
+
 /// Writes files and formats them.
 fn write(folder: &Path, files: &Files) -> Result<()> {
     for (file, text) in files {

@@ -1,12 +1,10 @@
 //! Parity of a new crate: a tiny checkpoint with what transformers computes from it, under the
 //! crate's own names, and the script that writes both anew.
 
-use super::Like;
 use super::name::Name;
+use super::{Files, Like};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 const SCRIPT: &str = include_str!("../../templates/parity.py");
@@ -23,9 +21,9 @@ pub(super) fn files(
     like: Like,
     from: Option<&Value>,
     kiln: &str,
-) -> Result<BTreeMap<String, Vec<u8>>> {
-    let mut files = BTreeMap::new();
-    read(
+) -> Result<Files> {
+    let mut files = Files::new();
+    super::read_all(
         &root.join(CHECKPOINTS).join(like.folder()),
         "tests/parity/",
         &mut files,
@@ -58,19 +56,4 @@ fn script(like: Like, from: Option<&Value>, kiln: &str) -> String {
         .replace("<MODEL_TYPE>", given.unwrap_or(reference))
         .replace("<LIKE>", like.folder())
         .replace("<IMAGES>", images)
-}
-
-fn read(folder: &Path, prefix: &str, files: &mut BTreeMap<String, Vec<u8>>) -> Result<()> {
-    let at = || folder.display().to_string();
-    for entry in fs::read_dir(folder).with_context(at)? {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if path.is_dir() {
-            read(&path, &format!("{prefix}{name}/"), files)?;
-        } else {
-            let bytes = fs::read(&path).with_context(|| path.display().to_string())?;
-            files.insert(format!("{prefix}{name}"), bytes);
-        }
-    }
-    Ok(())
 }

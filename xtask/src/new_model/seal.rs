@@ -1,14 +1,14 @@
 //! What a scaffold looked like when it was made: a checksum in its manifest, so that removal can
 //! tell a fresh crate from somebody's work.
 
-use super::manifest;
+use super::{Files, manifest, read_all};
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::Path;
 use toml_edit::DocumentMut;
 
 /// What the crate's own `tests/parity.py` writes anew is nobody's work.
-const WRITTEN: &str = "tests/parity";
+const WRITTEN: &str = "tests/parity/";
 
 /// Whether a crate is as it was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +50,10 @@ fn checksum(folder: &Path) -> Result<String> {
     let mut manifest = read(folder)?;
     manifest::set_seal(&mut manifest, "");
     let mut files = vec![("Cargo.toml".to_owned(), manifest.to_string().into_bytes())];
-    walk(folder, "", &mut files)?;
+    let mut read = Files::new();
+    read_all(folder, "", &mut read)?;
+    let counts = |file: &str| file != "Cargo.toml" && !file.starts_with(WRITTEN);
+    files.extend(read.into_iter().filter(|(file, _)| counts(file)));
     files.sort();
     let mut sum = 0xcbf2_9ce4_8422_2325u64;
     for (name, content) in &files {
@@ -61,21 +64,4 @@ fn checksum(folder: &Path) -> Result<String> {
         }
     }
     Ok(format!("{sum:016x}"))
-}
-
-fn walk(folder: &Path, prefix: &str, files: &mut Vec<(String, Vec<u8>)>) -> Result<()> {
-    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
-        let entry = entry?;
-        let path = entry.path();
-        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
-        if name == WRITTEN {
-            continue;
-        } else if path.is_dir() {
-            walk(&path, &format!("{name}/"), files)?;
-        } else if name != "Cargo.toml" {
-            let content = fs::read(&path).with_context(|| path.display().to_string())?;
-            files.push((name, content));
-        }
-    }
-    Ok(())
 }

@@ -2,7 +2,7 @@
 //! tiny checkpoint. What compiles today is what is scaffolded; there is no copy that could rot.
 
 use super::name::Name;
-use super::{Like, Place, Texts, manifest};
+use super::{Files, Like, Place, Texts, manifest, read_all};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::path::Path;
@@ -37,8 +37,13 @@ const SECTIONS: [&str; 5] = [
 /// When the crate it is like has another form than this expects.
 pub(super) fn files(root: &Path, name: &Name, like: Like, place: Place) -> Result<Texts> {
     let folder = root.join("models").join(like.folder());
+    let mut read = Files::new();
+    read_all(&folder.join("src"), "src/", &mut read)?;
     let mut files = Texts::new();
-    walk(&folder.join("src"), "src/", &mut files)?;
+    for (file, content) in read {
+        let text = String::from_utf8(content).with_context(|| file.clone())?;
+        files.insert(file, text);
+    }
     let lib = files
         .get("src/lib.rs")
         .with_context(|| format!("models/{}/src/lib.rs is not there", like.folder()))?;
@@ -57,20 +62,6 @@ pub(super) fn files(root: &Path, name: &Name, like: Like, place: Place) -> Resul
     files.insert("tests/tiny/main.rs".to_owned(), test);
     files.insert("tests/tiny/checkpoint.rs".to_owned(), CHECKPOINT.to_owned());
     Ok(files)
-}
-
-fn walk(folder: &Path, prefix: &str, files: &mut Texts) -> Result<()> {
-    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if path.is_dir() {
-            walk(&path, &format!("{prefix}{name}/"), files)?;
-        } else {
-            let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-            files.insert(format!("{prefix}{name}"), text);
-        }
-    }
-    Ok(())
 }
 
 /// The type that a crate registers.
