@@ -1,7 +1,7 @@
 //! The native operators against their portable twins, and the law that a row's bits do not depend
 //! on its batch.
 
-use super::*;
+use super::{flex::pool::Pool, *};
 use burn::{
     backend::Flex,
     tensor::{Device, FloatDType, TensorData},
@@ -633,7 +633,7 @@ fn threads_change_nothing() {
     let quantized = KINDS_OF_QUANTIZATION.map(|kind| QuantizedWeight::new(weight.clone(), kind));
     let on = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        pool.expect("threads").install(|| {
+        let inside = || {
             let attend = |kv: &Tensor<4>| attention(q.clone(), kv.clone(), kv.clone(), 0.2);
             let rounded = quantized.each_ref();
             let rounded = rounded.map(|weight| bits(linear_quantized(x.clone(), weight, None)));
@@ -643,7 +643,9 @@ fn threads_change_nothing() {
                 [&kv, &narrow_kv].map(|kv| bits(attend(kv))),
                 rounded,
             )
-        })
+        };
+        pool.expect("threads")
+            .install(|| Pool::new(threads).install(inside))
     };
     let alone = on(1);
     assert!(alone == on(2) && alone == on(3));

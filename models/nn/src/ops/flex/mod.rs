@@ -17,6 +17,7 @@ mod memory;
 mod norm;
 #[cfg(target_arch = "x86_64")]
 mod pairs;
+pub(super) mod pool;
 mod rope;
 pub(super) mod simd;
 #[cfg(test)]

@@ -1,7 +1,9 @@
 //! Normalisation of rows, in place. A row's sums take 16 lanes and are its own.
 
-use super::simd::{self, Isa, Kernel, LANES, Lanes};
-use rayon::prelude::*;
+use super::{
+    pool,
+    simd::{self, Isa, Kernel, LANES, Lanes},
+};
 
 /// Elements of one task; fewer run on the calling thread.
 const CHUNK: usize = 1 << 14;
@@ -23,14 +25,14 @@ pub(super) fn layer_norm(x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) 
     });
 }
 
-fn each_rows(x: &mut [f32], n: usize, f: impl Fn(&mut [f32]) + Send + Sync) {
+fn each_rows(x: &mut [f32], n: usize, f: impl Fn(&mut [f32]) + Sync) {
     if x.is_empty() {
         return;
     }
     if x.len() <= CHUNK {
         return f(x);
     }
-    x.par_chunks_mut((CHUNK / n).max(1) * n).for_each(f);
+    pool::chunks_mut(x, (CHUNK / n).max(1) * n, |_, x| f(x));
 }
 
 struct Rms<'a> {

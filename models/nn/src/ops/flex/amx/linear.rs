@@ -9,12 +9,12 @@ use super::{
     super::{
         gemm::Linear,
         memory::{Floats, Room, lines},
+        pool,
     },
     Tiles,
     pack::{Columns, SIDE, STEP, write_rows},
 };
 use half::bf16;
-use rayon::prelude::*;
 use std::arch::asm;
 use std::arch::x86_64::{
     _MM_HINT_ET0, _mm_prefetch, _mm512_loadu_si512, _mm512_maskz_loadu_epi16, _mm512_store_si512,
@@ -50,7 +50,7 @@ pub(in super::super) fn linear(op: Linear<'_, bf16>) -> Floats {
     let out = result.start();
     let threads = match m * op.n * op.k {
         ..SERIAL => 1,
-        _ => rayon::current_num_threads(),
+        _ => pool::threads(),
     };
     // A few tasks for each thread, so that one that is held up holds up little. But a task reads
     // all rows: where they do not stay in the cache, fewer and wider ones.
@@ -65,17 +65,13 @@ pub(in super::super) fn linear(op: Linear<'_, bf16>) -> Floats {
     };
     let most = if x.steps > DEPTH { 16 } else { 64 };
     let width = width.next_multiple_of(PANEL).min(most * PANEL);
-    let range = |first: usize| {
+    let range = |task: usize| {
+        let first = task * width;
         let outputs = first..op.n.min(first + width);
         // SAFETY: the machine has tiles, and no other task has these outputs.
         unsafe { Task::new(op, &x, outputs, out.get()).run() }
     };
-    if threads == 1 {
-        (0..op.n).step_by(width).for_each(range);
-    } else {
-        let tasks: Vec<usize> = (0..op.n).step_by(width).collect();
-        tasks.into_par_iter().with_max_len(1).for_each(range);
-    }
+    pool::each(op.n.div_ceil(width), range);
     // SAFETY: the tasks wrote every output of every row.
     unsafe { result.written() }
 }

@@ -1,7 +1,9 @@
 //! Activations as the matrix unit reads them, and tiles of sums as rows of a result.
 
-use super::super::memory::{Line, Raw, lines};
-use rayon::prelude::*;
+use super::super::{
+    memory::{Line, Raw, lines},
+    pool,
+};
 use std::arch::x86_64::{
     __m512bh, __m512i, _mm512_add_ps, _mm512_castsi512_ps, _mm512_cvtne2ps_pbh, _mm512_loadu_ps,
     _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
@@ -53,7 +55,7 @@ impl Columns {
         if groups < 4 {
             (0..groups).for_each(group);
         } else {
-            (0..groups).into_par_iter().for_each(group);
+            pool::each(groups, group);
         }
         columns
     }
