@@ -30,9 +30,10 @@ pub(super) fn gated(kind: Activation, gate: &mut [f32], up: &[f32]) {
     });
 }
 
-struct Apply<'a> {
-    kind: Activation,
-    values: &'a mut [f32],
+/// `values = act(values)` on this thread.
+pub(super) struct Apply<'a> {
+    pub(super) kind: Activation,
+    pub(super) values: &'a mut [f32],
 }
 
 impl Kernel for Apply<'_> {
