@@ -302,7 +302,7 @@ pub(crate) struct BenchArgs {
     /// As JSON, for programs.
     #[arg(long)]
     pub(crate) json: bool,
-    /// A bar chart of the phases to write.
+    /// A chart to write: a bar a phase, and the growth where it is measured.
     #[arg(long, value_name = "FILE.svg")]
     pub(crate) chart: Option<PathBuf>,
     #[command(flatten)]

@@ -1,5 +1,6 @@
 //! Where the time of a request goes, as a bar chart in SVG: a bar a phase, the part of it that the
-//! machine's limit asks for in a darker tone.
+//! machine's limit asks for in a darker tone. Below it, where that was measured, how a token's cost
+//! grows with the context and with the batch.
 
 use super::{Phase, Report};
 use std::fmt::Write;
@@ -35,7 +36,8 @@ pub(crate) fn svg(report: &Report) -> Result<String, std::fmt::Error> {
         .iter()
         .map(|(_, seconds, _)| *seconds)
         .fold(1e-9, f64::max);
-    let height = TOP + ROW * bars.len() as f64 + 12.0;
+    let bottom = TOP + ROW * bars.len() as f64 + 12.0;
+    let height = bottom + report.growth.as_ref().map_or(0.0, |_| CURVES);
     let mut out = String::new();
     writeln!(
         out,
@@ -70,8 +72,72 @@ pub(crate) fn svg(report: &Report) -> Result<String, std::fmt::Error> {
             1e3 * seconds,
         )?;
     }
+    if let Some(growth) = &report.growth {
+        let milliseconds = |points: &[(usize, f64)]| -> Vec<(usize, f64)> {
+            points.iter().map(|(at, s)| (*at, 1e3 * s)).collect()
+        };
+        let by_batch: Vec<(usize, f64)> = growth
+            .by_batch
+            .iter()
+            .map(|(batch, s)| (*batch, 1e3 * s / *batch as f64))
+            .collect();
+        let by_context = milliseconds(&growth.by_context);
+        curve(&mut out, (0.0, bottom), "tokens of context", &by_context)?;
+        let right = (WIDTH / 2.0, bottom);
+        curve(&mut out, right, "sequences of a step", &by_batch)?;
+    }
     out.push_str("</svg>\n");
     Ok(out)
+}
+
+/// Height of the curves.
+const CURVES: f64 = 220.0;
+
+/// Milliseconds a token over powers of two, the ordinate from 0.
+fn curve(
+    out: &mut String,
+    (left, top): (f64, f64),
+    what: &str,
+    points: &[(usize, f64)],
+) -> std::fmt::Result {
+    let most = points.iter().map(|(_, y)| *y).fold(1e-9, f64::max);
+    let (x0, y0) = (left + 40.0, top + 34.0);
+    let (width, height) = (WIDTH / 2.0 - 80.0, CURVES - 80.0);
+    let step = width / points.len().saturating_sub(1).max(1) as f64;
+    let place = |i: usize, y: f64| (x0 + step * i as f64, y0 + height * (1.0 - y / most));
+    let line: Vec<String> = points
+        .iter()
+        .enumerate()
+        .map(|(i, (_, y))| {
+            let (x, y) = place(i, *y);
+            format!("{x:.1},{y:.1}")
+        })
+        .collect();
+    writeln!(
+        out,
+        "<text x=\"{:.1}\" y=\"{:.1}\" fill=\"#555\">ms per token by {what}</text>\n\
+         <line x1=\"{x0}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\" stroke=\"#bbb\"/>\n\
+         <polyline points=\"{}\" fill=\"none\" stroke=\"#3182bd\" stroke-width=\"2\"/>",
+        left + 12.0,
+        top + 14.0,
+        y0 + height,
+        x0 + width,
+        y0 + height,
+        line.join(" "),
+    )?;
+    for (i, (at, y)) in points.iter().enumerate() {
+        let (x, high) = place(i, *y);
+        writeln!(
+            out,
+            "<circle cx=\"{x:.1}\" cy=\"{high:.1}\" r=\"3\" fill=\"#3182bd\"/>\n\
+             <text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\" font-size=\"11\">{y:.1}</text>\n\
+             <text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\" font-size=\"11\" \
+             fill=\"#555\">{at}</text>",
+            high - 8.0,
+            y0 + height + 18.0,
+        )?;
+    }
+    Ok(())
 }
 
 fn escaped(text: &str) -> String {

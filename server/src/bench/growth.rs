@@ -22,15 +22,13 @@ pub(crate) struct Growth {
 }
 
 impl Growth {
-    /// Positions that the cache must have, for contexts up to `longest`.
-    pub(crate) fn positions(longest: usize) -> usize {
-        let longest = CONTEXTS.into_iter().filter(|c| *c <= longest).max();
-        longest.unwrap_or(0).max(SHORT * BATCHES[BATCHES.len() - 1])
-    }
+    /// Positions that the cache must have. They may be more than the model was made for: what a token
+    /// costs does not depend on whether it makes sense.
+    pub(crate) const POSITIONS: usize = SHORT * BATCHES[BATCHES.len() - 1];
 
     /// # Errors
     /// What the model answers.
-    pub(crate) fn measure(stages: &mut Stages, longest: usize) -> Result<Self> {
+    pub(crate) fn measure(stages: &mut Stages) -> Result<Self> {
         let mut step = |batch, context| -> Result<f64> {
             let mut times = vec![];
             for _ in 0..=REPEAT {
@@ -41,14 +39,14 @@ impl Growth {
             times.remove(0);
             Ok(median(times))
         };
-        let contexts = CONTEXTS.into_iter().filter(|c| *c <= longest);
         Ok(Self {
-            by_context: contexts
+            by_context: CONTEXTS
+                .into_iter()
                 .map(|context| Ok((context, step(1, context)?)))
                 .collect::<Result<_>>()?,
             by_batch: BATCHES
                 .into_iter()
-                .map(|batch| Ok((batch, step(batch, SHORT.min(longest))?)))
+                .map(|batch| Ok((batch, step(batch, SHORT)?)))
                 .collect::<Result<_>>()?,
         })
     }

@@ -36,7 +36,6 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
         .pipeline()
         .prepare(&workload.request(loaded.pipeline())?)?;
     let usage = prepared.usage();
-    let longest = loaded.pipeline().context().max_model_len();
     let positions = usage.prompt_tokens + args.output_tokens;
     let limits = limits::measure();
 
@@ -45,8 +44,8 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
     drop(stages);
     let growth = if args.growth {
         let model = load(&checkpoint, &options)?;
-        let mut stages = model.stages(Growth::positions(longest), args.cache.max_batched_tokens)?;
-        Some(Growth::measure(&mut stages, longest)?)
+        let mut stages = model.stages(Growth::POSITIONS, args.cache.max_batched_tokens)?;
+        Some(Growth::measure(&mut stages)?)
     } else {
         None
     };

@@ -46,6 +46,10 @@ pub(crate) struct Args {
     /// The folder of llama.cpp's llama-server.
     #[arg(long, value_name = "DIR")]
     llama_cpp: Option<PathBuf>,
+    /// Also what a token costs Kiln in bf16 as contexts and batches grow, with a chart beside the
+    /// page.
+    #[arg(long)]
+    growth: bool,
     /// The page to write.
     #[arg(long, value_name = "FILE", default_value = "docs/benchmarks.md")]
     out: PathBuf,
@@ -103,8 +107,36 @@ pub(crate) fn run(python: &Path, args: &Args) -> Result<()> {
             }
         }
     }
-    let page = page::write(&contenders, &results, &failed, args)?;
+    let growth = match args.growth {
+        true => args
+            .shapes
+            .first()
+            .map(|shape| grow(shape, args))
+            .transpose()?,
+        false => None,
+    };
+    let page = page::write(&contenders, &results, &failed, growth.as_ref(), args)?;
     fs::write(&args.out, page).with_context(|| args.out.display().to_string())
+}
+
+/// What a token costs as contexts and batches grow, and a chart of it beside the page.
+fn grow(shape: &str, args: &Args) -> Result<serde_json::Value> {
+    eprintln!("growth on {shape}");
+    let mut command = Command::new("target/release/kiln");
+    command
+        .arg("bench")
+        .arg(args.work.join("models").join(shape));
+    command.args(["--growth", "--json", "--concurrency", "0", "--text-only"]);
+    command.args(["--chart"]);
+    command.arg(args.out.with_extension("svg"));
+    if let Some(threads) = args.threads {
+        command.args(["--threads", &threads.to_string()]);
+    }
+    let output = command.output().context("can't start Kiln")?;
+    if !output.status.success() {
+        bail!("{}", String::from_utf8_lossy(&output.stderr));
+    }
+    serde_json::from_slice(&output.stdout).context("the output holds no figures")
 }
 
 /// The JSON that a contender's output ends with.

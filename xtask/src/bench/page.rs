@@ -12,6 +12,7 @@ pub(crate) fn write(
     contenders: &[Contender],
     results: &Results,
     failed: &BTreeMap<String, String>,
+    growth: Option<&Value>,
     args: &Args,
 ) -> Result<String> {
     let mut out = String::new();
@@ -20,11 +21,14 @@ pub(crate) fn write(
         "# Benchmarks\n\n\
          Written by `cargo xtask bench`; nothing here is typed by hand. Kiln and its rivals ran in turn\n\
          on one machine with the same weights (random, at real shapes), the same picture (640x480) and\n\
-         32 tokens of text, 64 new tokens, greedy. Times are medians over {} rounds of processes that\n\
+         32 tokens of text, 64 new tokens, greedy. Times are medians over {} of processes that\n\
          each warm up and run three times; on a shared machine, differences under a tenth are noise. A\n\
          ratio is Kiln's time over the rival's at the same width of weights: below 1, Kiln is faster.\n\n\
          | | |\n|---|---|\n| date | {} |\n| machine | {} |\n| commit | {} |\n| command | `{}` |",
-        args.rounds,
+        match args.rounds {
+            1 => "one round".to_owned(),
+            rounds => format!("{rounds} rounds"),
+        },
         said("date", &["-u", "+%Y-%m-%d"]),
         machine(),
         said("git", &["rev-parse", "--short", "HEAD"]),
@@ -51,6 +55,9 @@ pub(crate) fn write(
                 phases(&mut out, &contender.name(), details)?;
             }
         }
+    }
+    if let Some(growth) = growth {
+        grown(&mut out, growth, args)?;
     }
     if !failed.is_empty() {
         writeln!(out, "\n## Left out\n")?;
@@ -88,6 +95,9 @@ fn command(args: &Args) -> String {
     }
     if let Some(threads) = args.threads {
         words.push(format!("--threads {threads}"));
+    }
+    if args.growth {
+        words.push("--growth".to_owned());
     }
     words.join(" ")
 }
@@ -169,6 +179,36 @@ fn phases(out: &mut String, name: &str, details: &Value) -> std::fmt::Result {
             number("bytes").unwrap_or_default() / 1e6,
             fraction.map_or_else(String::new, |f| format!("{:.0}%", 100.0 * f)),
         )?;
+    }
+    Ok(())
+}
+
+/// A token's cost by context and by batch.
+fn grown(out: &mut String, details: &Value, args: &Args) -> std::fmt::Result {
+    let chart = args.out.with_extension("svg");
+    let chart = chart.file_name().unwrap_or_default().to_string_lossy();
+    writeln!(
+        out,
+        "\n## Growth\n\nKiln bf16 on shape {}: one step after contexts of so many tokens, and of so \
+         many sequences of 512.\n\n![ms per token by context and by batch]({chart})\n",
+        args.shapes.first().map_or("", String::as_str),
+    )?;
+    let points = |key: &str| -> Vec<(u64, f64)> {
+        let points = details["growth"][key].as_array().into_iter().flatten();
+        points
+            .filter_map(|point| Some((point[0].as_u64()?, 1e3 * point[1].as_f64()?)))
+            .collect()
+    };
+    writeln!(out, "| context | ms per token |\n|---|---|")?;
+    for (context, step) in points("seconds_by_context") {
+        writeln!(out, "| {context} | {step:.1} |")?;
+    }
+    writeln!(
+        out,
+        "\n| batch | ms per step | ms per token |\n|---|---|---|"
+    )?;
+    for (batch, step) in points("seconds_by_batch") {
+        writeln!(out, "| {batch} | {step:.1} | {:.2} |", step / batch as f64)?;
     }
     Ok(())
 }

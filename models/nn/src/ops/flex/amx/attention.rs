@@ -17,13 +17,14 @@ use super::{
 use half::bf16;
 use std::arch::asm;
 use std::arch::x86_64::{
-    __m256bh, __m256i, __m512, __m512i, __mmask16, _mm256_maskz_loadu_epi16, _mm512_add_ps,
+    __m512, __m512bh, __m512i, __mmask16, _mm256_maskz_loadu_epi16, _mm512_add_ps,
     _mm512_cmpgt_epi32_mask, _mm512_cmple_epi32_mask, _mm512_cmplt_epi32_mask,
-    _mm512_cvtepu16_epi32, _mm512_cvtneps_pbh, _mm512_div_ps, _mm512_fmadd_ps, _mm512_fnmadd_ps,
-    _mm512_load_ps, _mm512_loadu_si512, _mm512_mask_mov_ps, _mm512_max_ps, _mm512_mul_ps,
-    _mm512_or_si512, _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_store_ps,
-    _mm512_store_si512, _mm512_sub_ps,
+    _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_div_ps, _mm512_fmadd_ps, _mm512_fmsub_ps,
+    _mm512_load_ps, _mm512_loadu_si512, _mm512_mask_mov_ps, _mm512_max_epi32, _mm512_max_ps,
+    _mm512_min_epi32, _mm512_mul_ps, _mm512_or_si512, _mm512_permutexvar_epi16,
+    _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_slli_epi32, _mm512_store_ps, _mm512_store_si512, _mm512_sub_epi32,
+    _mm512_sub_ps, _mm512_test_epi32_mask,
 };
 use std::ops::Range;
 
@@ -41,6 +42,7 @@ pub(in super::super) fn attend(mut task: Task<'_, bf16>) {
     let mut work = Work::new(rows, task.op.head_dim);
     // SAFETY: the machine has tiles, and tasks do not nest.
     let _tiles = unsafe { Tiles::of([64; 8]) };
+    work.look(&task);
     for (index, head) in task.kv_heads.clone().enumerate() {
         // SAFETY: the machine has the instructions.
         unsafe { work.head(&task, head) };
@@ -52,9 +54,6 @@ pub(in super::super) fn attend(mut task: Task<'_, bf16>) {
         }
     }
 }
-
-/// What a row sees of a tile of keys.
-type Part = (usize, usize);
 
 /// The buffers of one head.
 struct Work {
@@ -75,7 +74,10 @@ struct Work {
     weights: Vec<Line>,
     /// Group by group and row by row, the weighted values of a tile.
     products: Vec<Line>,
-    /// Lane by lane, for each 16 rows.
+    /// The first position that a row sees, and the one behind the last.
+    begins: Vec<i32>,
+    ends: Vec<i32>,
+    /// Lane by lane, for each 16 rows. Maxima are of the products, before they are scaled.
     maxima: Vec<Line>,
     sums: Vec<Line>,
     /// Row by row, whole groups.
@@ -102,9 +104,23 @@ impl Work {
             scores: lines(2 * TILE * 64),
             weights: lines(SIDE * TILE * 2),
             products: lines(GROUPS * 1024),
+            // Rows beyond the last one see all, so that they are in nobody's way.
+            begins: vec![0; tiles * SIDE],
+            ends: vec![i32::MAX; tiles * SIDE],
             maxima: zeros(tiles * 64),
             sums: zeros(tiles * 64),
             results: zeros(tiles * SIDE * groups * 64),
+        }
+    }
+
+    /// Notes what the rows see.
+    fn look(&mut self, task: &Task<'_, bf16>) {
+        let group = task.group();
+        let bound = |position: usize| i32::try_from(position).unwrap_or(i32::MAX);
+        for token in 0..task.out.len() {
+            let (begin, end) = task.seen(token);
+            self.begins[token * group..(token + 1) * group].fill(bound(begin));
+            self.ends[token * group..(token + 1) * group].fill(bound(end));
         }
     }
 
@@ -139,8 +155,8 @@ impl Work {
             // The rows that see any of it are side by side.
             let sees = |t: usize| {
                 let last = self.rows.min((t + 1) * SIDE) - 1;
-                let (first, last) = (task.part(t * SIDE, base), task.part(last, base));
-                first.0 < TILE && last.1 > 0
+                let (begin, end) = (self.begins[t * SIDE], self.ends[last]);
+                (begin as usize) < base + TILE && end as usize > base
             };
             let first = (0..tiles).find(|t| sees(*t)).unwrap_or(tiles);
             let last = (first..tiles).take_while(|t| sees(*t)).count() + first;
@@ -279,20 +295,31 @@ impl Work {
     /// Turns the scores of 16 rows into weights, and adds the values by them.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     unsafe fn add(&mut self, task: &Task<'_, bf16>, t: usize, base: usize) {
-        let mut parts = [(0, 0); SIDE];
-        for (r, part) in parts.iter_mut().enumerate().take(self.rows - t * SIDE) {
-            *part = task.part(t * SIDE + r, base);
-        }
-        // SAFETY: the scores of these rows are there.
+        let scale = task.op.scale;
+        // SAFETY: the scores of these rows are there, and a bound for each of them.
         unsafe {
-            let rescale = self.weigh(t, &parts, task.op.scale);
+            let part = |bounds: &[i32]| {
+                let bound = _mm512_loadu_si512(bounds.as_ptr().add(t * SIDE).cast());
+                let from = _mm512_sub_epi32(bound, _mm512_set1_epi32(base as i32));
+                let most = _mm512_set1_epi32(TILE as i32);
+                _mm512_min_epi32(_mm512_max_epi32(from, _mm512_setzero_si512()), most)
+            };
+            let (low, high) = (part(&self.begins), part(&self.ends));
+            let some = _mm512_cmplt_epi32_mask(low, high);
+            let less = _mm512_test_epi32_mask(low, low)
+                | _mm512_cmplt_epi32_mask(high, _mm512_set1_epi32(TILE as i32));
+            let rescale = match less {
+                0 => self.weigh::<true>(t, (low, high), some, scale),
+                _ => self.weigh::<false>(t, (low, high), some, scale),
+            };
             for first in (0..self.groups).step_by(GROUPS) {
                 let count = GROUPS.min(self.groups - first);
                 for g in 0..count {
                     self.multiply(first + g, g);
                 }
-                for (r, (low, high)) in parts.iter().enumerate() {
-                    if low >= high {
+                for r in 0..SIDE {
+                    // What sees nothing of this tile stays as it is.
+                    if some >> r & 1 == 0 {
                         continue;
                     }
                     let factor = _mm512_set1_ps(rescale.0[r]);
@@ -310,58 +337,60 @@ impl Work {
     }
 
     /// Turns the scores of 16 rows into weights against their new maxima; by what each row has so
-    /// far is to be multiplied.
+    /// far is to be multiplied. `ALL`: every row sees the whole tile. Otherwise it sees a part, and
+    /// `some` do see any of it.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    unsafe fn weigh(&mut self, t: usize, parts: &[Part; SIDE], scale: f32) -> Lanes {
-        let scale = _mm512_set1_ps(scale);
+    unsafe fn weigh<const ALL: bool>(
+        &mut self,
+        t: usize,
+        (low, high): (__m512i, __m512i),
+        some: __mmask16,
+        scale: f32,
+    ) -> Lanes {
+        // Of a power of two.
+        let scale = _mm512_set1_ps(scale * std::f32::consts::LOG2_E);
         let nothing = _mm512_set1_ps(f32::NEG_INFINITY);
-        let all = parts.iter().all(|part| *part == (0, TILE));
-        let (mut low, mut high) = ([0i32; SIDE], [0i32; SIDE]);
-        for (r, part) in parts.iter().enumerate() {
-            (low[r], high[r]) = (part.0 as i32, part.1 as i32);
-        }
         // SAFETY: lines of 16 lanes: the scores of 64 keys, and a state of each row.
         unsafe {
-            let (low, high) = (
-                _mm512_loadu_si512(low.as_ptr().cast()),
-                _mm512_loadu_si512(high.as_ptr().cast()),
-            );
             let scores: *mut f32 = self.scores.as_mut_ptr().add(t % 2 * TILE).cast();
             let before = _mm512_load_ps(self.maxima(t));
             // Four at a time, so that one does not wait for the other; which is greatest does
             // not depend on the order.
             let mut most = [before; 4];
             for j in 0..TILE {
-                let mut score = _mm512_mul_ps(_mm512_load_ps(scores.add(j * SIDE)), scale);
-                if !all {
+                let mut score = _mm512_load_ps(scores.add(j * SIDE));
+                if !ALL {
                     let position = _mm512_set1_epi32(j as i32);
                     let seen = _mm512_cmple_epi32_mask(low, position)
                         & _mm512_cmpgt_epi32_mask(high, position);
                     score = _mm512_mask_mov_ps(nothing, seen, score);
+                    _mm512_store_ps(scores.add(j * SIDE), score);
                 }
-                _mm512_store_ps(scores.add(j * SIDE), score);
                 most[j % 4] = _mm512_max_ps(most[j % 4], score);
             }
             let [a, b, c, d] = most;
             let most = _mm512_max_ps(_mm512_max_ps(a, b), _mm512_max_ps(c, d));
             // A row that has seen nothing yet: any number will do, and infinity would not.
-            let some: __mmask16 = _mm512_cmplt_epi32_mask(low, high);
-            let safe = _mm512_mask_mov_ps(_mm512_setzero_ps(), some, most);
-            let rescale = exp(_mm512_sub_ps(before, safe));
+            let safe = match ALL {
+                true => most,
+                false => _mm512_mask_mov_ps(_mm512_setzero_ps(), some, most),
+            };
+            let safe = _mm512_mul_ps(safe, scale);
+            let rescale = power_of_2(_mm512_fmsub_ps(before, scale, safe));
             let rescale = _mm512_mask_mov_ps(_mm512_set1_ps(1.0), some, rescale);
             let mut sums = [_mm512_setzero_ps(); 4];
             for half in 0..2 {
                 let mut pairs = [_mm512_setzero_si512(); SIDE];
                 for (i, pair) in pairs.iter_mut().enumerate() {
                     let j = half * STEP + 2 * i;
-                    let weight =
-                        |j: usize| exp(_mm512_sub_ps(_mm512_load_ps(scores.add(j * SIDE)), safe));
-                    let (first, second) = (weight(j), weight(j + 1));
+                    let score = _mm512_load_ps(scores.add(j * SIDE));
+                    let first = power_of_2(_mm512_fmsub_ps(score, scale, safe));
+                    let score = _mm512_load_ps(scores.add((j + 1) * SIDE));
+                    let second = power_of_2(_mm512_fmsub_ps(score, scale, safe));
                     sums[j % 4] = _mm512_add_ps(sums[j % 4], first);
                     sums[(j + 1) % 4] = _mm512_add_ps(sums[(j + 1) % 4], second);
-                    let (first, second) = (narrow(first), narrow(second));
-                    *pair = _mm512_or_si512(first, _mm512_slli_epi32::<16>(second));
+                    *pair = side_by_side(first, second);
                 }
                 transpose(&mut pairs);
                 for (r, row) in pairs.iter().enumerate() {
@@ -430,31 +459,42 @@ impl Work {
 #[repr(C, align(64))]
 struct Lanes([f32; SIDE]);
 
-/// The nearest `bf16`, as whole lanes.
+/// The nearest `bf16` of both, those of a lane side by side.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bf16")]
-fn narrow(x: __m512) -> __m512i {
-    // SAFETY: both types are 32 plain bytes.
-    let narrow = unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x)) };
-    _mm512_cvtepu16_epi32(narrow)
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn side_by_side(first: __m512, second: __m512) -> __m512i {
+    // First all of one, then all of the other: element `l` and `l + 16` belong together.
+    const PLACES: [u16; 32] = {
+        let mut places = [0; 32];
+        let mut l = 0;
+        while l < 16 {
+            places[2 * l] = l as u16;
+            places[2 * l + 1] = l as u16 + 16;
+            l += 1;
+        }
+        places
+    };
+    // SAFETY: types of 64 plain bytes.
+    unsafe {
+        let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first));
+        let places = _mm512_loadu_si512(PLACES.as_ptr().cast());
+        _mm512_permutexvar_epi16(places, both)
+    }
 }
 
-/// `e^x` for `x` up to 0, within 2 units in the last place; the polynomial is that of `math::exp`.
+/// `2^x` for `x` up to 0, within 3e-6 of it and exact for whole `x`: the weights are rounded to eight
+/// bits anyway. The polynomial is that of degree 4 with the least relative error over a unit around 0.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn exp(x: __m512) -> __m512 {
-    const LN2_HIGH: f32 = 0.693_145_75;
-    const LN2_LOW: f32 = 1.428_606_8e-6;
+fn power_of_2(x: __m512) -> __m512 {
     let set = |x: f32| _mm512_set1_ps(x);
     // In this order a NaN stays one.
-    let x = _mm512_max_ps(set(-106.0), x);
-    let n = _mm512_roundscale_ps::<0>(_mm512_mul_ps(x, set(std::f32::consts::LOG2_E)));
-    let r = _mm512_fnmadd_ps(n, set(LN2_HIGH), x);
-    let r = _mm512_fnmadd_ps(n, set(LN2_LOW), r);
-    let q = _mm512_fmadd_ps(set(0.001_381_446_5), r, set(0.008_368_781));
-    let q = _mm512_fmadd_ps(q, r, set(0.041_668_393));
-    let q = _mm512_fmadd_ps(q, r, set(0.166_665_2));
-    let q = _mm512_fmadd_ps(q, r, set(0.499_999_94));
-    let p = _mm512_fmadd_ps(_mm512_mul_ps(q, r), r, r);
-    _mm512_scalef_ps(_mm512_add_ps(p, set(1.0)), n)
+    let x = _mm512_max_ps(set(-150.0), x);
+    let n = _mm512_roundscale_ps::<0>(x);
+    let r = _mm512_sub_ps(x, n);
+    let p = _mm512_fmadd_ps(set(0.009_582_853), r, set(0.055_906_426));
+    let p = _mm512_fmadd_ps(p, r, set(0.240_240_99));
+    let p = _mm512_fmadd_ps(p, r, set(0.693_124_2));
+    let p = _mm512_fmadd_ps(p, r, set(1.0));
+    _mm512_scalef_ps(p, n)
 }
