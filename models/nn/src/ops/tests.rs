@@ -86,6 +86,18 @@ fn assert_near<const D: usize>(native: Tensor<D>, twin: Tensor<D>, tolerance: f3
     }
 }
 
+/// Numbers in -1..1, but a few far beyond.
+fn spiky(seed: u64, shape: [usize; 2]) -> Tensor<2> {
+    let mut values = numbers(seed, shape[0] * shape[1]);
+    let places = numbers(seed + 1000, values.len() / 200);
+    for place in places {
+        let at = ((place + 1.0) / 2.0 * values.len() as f32) as usize;
+        let last = values.len() - 1;
+        values[at.min(last)] *= 50.0;
+    }
+    tensor(values, shape)
+}
+
 const KINDS_OF_QUANTIZATION: [Quantization; 2] = [Quantization::Q8, Quantization::Q4];
 
 proptest! {
@@ -99,7 +111,7 @@ proptest! {
         dtype in 0usize..3,
         biased: bool,
     ) {
-        let x = random(1, [m, k]);
+        let x = spiky(1, [m, k]);
         let weight = random(2, [n, k]).cast(DTYPES[dtype]);
         let bias = biased.then(|| random(3, [n]));
         for kind in KINDS_OF_QUANTIZATION {
@@ -126,7 +138,7 @@ proptest! {
         n in 1usize..90,
         k in prop_oneof![1usize..300, 1000usize..1300],
     ) {
-        let x = random(4, [m, k]);
+        let x = spiky(4, [m, k]);
         for kind in KINDS_OF_QUANTIZATION {
             let weight = QuantizedWeight::new(random(5, [n, k]), kind);
             let all = bits(linear_quantized(x.clone(), &weight, None));
