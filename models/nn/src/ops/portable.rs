@@ -43,10 +43,10 @@ fn rounded(x: Tensor<2>) -> Tensor<2> {
     // Of whole numbers, so that the sum is the same in any order.
     let total = (x.clone().abs() * finest.clone() + ROUND) - ROUND;
     let total = total.cast(DType::F64).sum_dim(1).cast(DType::F32);
-    let clip = (total / k as f32 * CLIP).clamp_max(MOST);
-    let steps = (clip / 127.0).clamp_min(1.0);
-    let numbers = (x * (finest / steps.clone()) + ROUND) - ROUND;
-    numbers * (most / MOST * steps)
+    let clip = (total * (CLIP / k as f32)).clamp_max(MOST);
+    let steps = (clip * (1.0 / 127.0)).clamp_min(1.0);
+    let numbers = (x * (finest * steps.clone().recip()) + ROUND) - ROUND;
+    numbers * (most * (1.0 / MOST) * steps)
 }
 
 /// [`super::QuantizedWeight::widened`]

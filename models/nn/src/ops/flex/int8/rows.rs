@@ -178,16 +178,15 @@ fn scale_of(x: &[f32]) -> (f32, f32) {
         return (most / 127.0, 0.0);
     }
     // The mean magnitude, of whole numbers: their sum is exact, in whatever order it is made.
-    let finest = MOST / most;
+    let finest = most.recip() * MOST;
     let mut total = 0u32;
     for x in x {
         let shifted = x.abs() * finest + ROUND;
         total += shifted.to_bits() - ROUND.to_bits();
     }
-    let clip = total as f32 / x.len() as f32 * CLIP;
-    let steps = (if clip < MOST { clip } else { MOST }) / 127.0;
-    let steps = if steps > 1.0 { steps } else { 1.0 };
-    (most / MOST * steps, finest / steps)
+    let clip = total as f32 * (CLIP / x.len() as f32);
+    let steps = (clip.min(MOST) * (1.0 / 127.0)).max(1.0);
+    (most * (1.0 / MOST) * steps, finest * steps.recip())
 }
 
 /// Rounds a step of a row: the sum of the numbers, and bits of any second number.
