@@ -3,7 +3,7 @@
 
 use super::{
     Activation, Quantization,
-    quantized::{CLIP, GROUP, MOST, PART, PART_BYTES_4, PARTS, Packing, STEP},
+    quantized::{CLIP, GROUP, LINE, LINES, MOST, PART, PARTS, Packing, STEP, STEP_BYTES_4},
 };
 use burn::tensor::{
     Bool, DType, FloatDType, IndexingUpdateOp, Int, IntDType, Tensor, TensorData,
@@ -56,26 +56,29 @@ pub(super) fn widened(data: Tensor<1, Int>, scales: Tensor<1>, packing: Packing)
     let numbers: Tensor<6, Int> = match packing.kind {
         Quantization::Q8 => data.reshape([groups, steps, STEP / 4, GROUP, 2, 2]),
         Quantization::Q4 => {
-            let parts = steps * PARTS;
-            let data: Tensor<3, Int> = data.reshape([groups, parts, PART_BYTES_4]);
-            let head: Tensor<5, Int> = data.clone().narrow(2, 0, 4 * GROUP).reshape([
-                groups, parts, 2, GROUP, 2,
+            let data: Tensor<3, Int> = data.reshape([groups, steps, STEP_BYTES_4]);
+            // Output by output: the quarters of the lines, of each the lines.
+            let head: Tensor<6, Int> =
+                data.clone()
+                    .narrow(2, 0, LINE)
+                    .reshape([groups * steps, 4, PARTS, LINES, 1, 2]);
+            let head = head.permute([0, 2, 1, 3, 4, 5]);
+            let (slope, base) = (head.clone().narrow(5, 0, 1), head.narrow(5, 1, 1));
+            let bytes: Tensor<6, Int> = data.narrow(2, LINE, PARTS * LINES * LINE).reshape([
+                groups * steps,
+                PARTS,
+                LINES,
+                4,
+                1,
+                16,
             ]);
-            let words = head.clone().narrow(4, 0, 1) + head.narrow(4, 1, 1) * 256;
-            let words: Tensor<7, Int> = words.reshape([groups, parts, 2, 1, GROUP, 1, 1]);
-            let slope = words.clone().narrow(2, 0, 1);
-            // Bases have a sign.
-            let base = (words.narrow(2, 1, 1) + 32_768) % 65_536 - 32_768;
-            let lines = data.narrow(2, 4 * GROUP, PART * GROUP / 2);
-            // Of each output four bytes, whose halves are two of the first four numbers and two
-            // of the last.
-            let lines: Tensor<7, Int> = lines.reshape([groups, parts, PART / 8, GROUP, 2, 2, 1]);
-            let lines = lines.permute([0, 1, 2, 5, 3, 4, 6]);
-            let numbers = Tensor::cat(vec![lines.clone() % 16, lines / 16], 6);
-            let numbers = numbers.reshape([groups, parts, 1, PART / 4, GROUP, 2, 2]);
-            let numbers = numbers * slope + base;
-            // Cut downwards, also below zero.
-            let numbers = (numbers + 32_768) / 256 - 128;
+            let bytes = bytes.permute([0, 1, 3, 2, 4, 5]);
+            let numbers = Tensor::cat(vec![bytes.clone() % 16, bytes / 16], 4);
+            let numbers: Tensor<6, Int> =
+                numbers.reshape([groups * steps, PARTS, 4, LINES, 1, PART]);
+            let numbers = (numbers * slope + base * 16 + 8) / 16 - 128;
+            let numbers = numbers.reshape([groups * steps, PARTS, GROUP, PART / 4, 2, 2]);
+            let numbers = numbers.permute([0, 1, 3, 2, 4, 5]);
             numbers.reshape([groups, steps, STEP / 4, GROUP, 2, 2])
         }
     };

@@ -23,17 +23,22 @@ use cubecl_environment::bytes::AllocationProperty;
 pub(super) const STEP: usize = 64;
 /// Outputs that are packed together.
 pub(super) const GROUP: usize = 16;
-/// Elements of K of [`Quantization::Q4`] that share a slope and a base.
+/// Elements of K of [`Quantization::Q4`] that share a slope and a base: of a number `i` of four bits,
+/// `(i * slope + 16 * base) / 16`, rounded, less 128, is the number of eight bits that it stands for.
 pub(super) const PART: usize = 32;
 /// Parts of a step.
 pub(super) const PARTS: usize = STEP / PART;
 /// Bytes of a step of a group at eight bits.
 pub(super) const STEP_BYTES_8: usize = STEP * GROUP;
-/// Bytes of a part of a group at four bits: slope and base of each output, 16 bits each, then the
-/// numbers.
-pub(super) const PART_BYTES_4: usize = 4 * GROUP + PART * GROUP / 2;
-/// Bytes of a step of a group at four bits.
-pub(super) const STEP_BYTES_4: usize = PARTS * PART_BYTES_4;
+/// Bytes of a line of four bits: 32 elements of four outputs.
+pub(super) const LINE: usize = 64;
+/// Lines of a part of a group.
+pub(super) const LINES: usize = GROUP / 4;
+/// Bytes of a step of a group at four bits: a line with slope and base of each output for each part,
+/// then the parts' lines. Output `4 * a + j` of the group is in the quarter `a` of line `j`, and its
+/// slopes and bases in that of the first line. A byte has an element in its low bits, and the one 16
+/// further on in its high bits.
+pub(super) const STEP_BYTES_4: usize = LINE + PARTS * LINES * LINE;
 /// Multiples of a row's mean magnitude up to which its activations are of eight bits: the step is
 /// the 127th part of that, or of the greatest magnitude if that is less. A greater one saves second
 /// numbers and costs precision; `xtask/quality` measures what.
@@ -42,8 +47,6 @@ pub(super) const CLIP: f32 = 6.0;
 pub(super) const HIGH: i32 = 128;
 /// The greatest number of steps of an activation: of eight bits in units of [`HIGH`].
 pub(super) const MOST: f32 = 16_256.0;
-/// Elements of a row for which sums surely fit 32 bits.
-pub(crate) const MOST_K: usize = 1 << 17;
 
 /// The shape of a packed weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,10 +90,13 @@ pub struct QuantizedWeight {
 }
 
 impl QuantizedWeight {
+    /// Elements of a row at most: their sums surely fit 32 bits.
+    pub const MAX_K: usize = 1 << 17;
+
     /// Rounds a weight on the host.
     ///
     /// # Shapes
-    /// `weight`: `[out, in]`, `f32`, `bf16` or `f16`; at most 131,072 elements in a row.
+    /// `weight`: `[out, in]`, `f32`, `bf16` or `f16`; at most [`MAX_K`](Self::MAX_K) elements in a row.
     pub fn new(weight: Tensor<2>, kind: Quantization) -> Self {
         let device = weight.device();
         Self::from_data(&weight.into_data(), kind, &device)
@@ -99,7 +105,7 @@ impl QuantizedWeight {
     /// [`new`](Self::new) from numbers on the host, which are read in place.
     pub(crate) fn from_data(weight: &TensorData, kind: Quantization, device: &Device) -> Self {
         let [n, k] = weight.shape().dims();
-        assert!(k <= MOST_K, "sums over {k} elements fit 32 bits");
+        assert!(k <= Self::MAX_K, "sums over {k} elements fit 32 bits");
         let packing = Packing { kind, n, k };
         let (data, scales) = flex::pack(weight, packing);
         let count = scales.len();

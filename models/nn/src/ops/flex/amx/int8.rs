@@ -32,7 +32,11 @@ impl Sums {
     /// For as many tiles of rows.
     pub(in super::super) fn new(rows: &Rows, tiles: usize) -> Self {
         // Of one pass, nothing is kept.
-        let pairs = if rows.steps > DEPTH { tiles.div_ceil(2) } else { 1 };
+        let pairs = if rows.steps > DEPTH {
+            tiles.div_ceil(2)
+        } else {
+            1
+        };
         Self {
             lines: lines(pairs * 4 * TILE),
             seconds: lines(2 * TILE),

@@ -78,22 +78,19 @@ impl Unit {
     }
 
     /// The best for some rows.
-    fn best(rows: usize, kind: Quantization) -> Self {
+    fn best(rows: usize) -> Self {
         #[cfg(target_arch = "x86_64")]
         {
-            // Rows from which filling tiles pays, and unpacking for them.
-            let tiles = match kind {
-                Quantization::Q8 => 8,
-                Quantization::Q4 => vnni::FEW + 1,
-            };
-            if rows >= tiles && amx::available() {
+            // Rows from which filling tiles pays.
+            const TILES: usize = 8;
+            if rows >= TILES && amx::available() {
                 return Self::Tiles;
             }
             if vnni::available() {
                 return Self::Fours;
             }
         }
-        let _ = (rows, kind);
+        let _ = rows;
         Self::Widened(simd::best())
     }
 }
@@ -128,7 +125,7 @@ fn scaled(low: i32, high: i32, scale: f32) -> f32 {
 
 /// The result, `[m, n]`.
 pub(super) fn linear(op: Quantized<'_>) -> Floats {
-    linear_at(Unit::best(op.x.len() / op.packing.k, op.packing.kind), op)
+    linear_at(Unit::best(op.x.len() / op.packing.k), op)
 }
 
 /// [`linear`] by one unit that the machine has, one task for each range of outputs.

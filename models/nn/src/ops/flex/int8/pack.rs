@@ -9,7 +9,7 @@ use super::super::{
 };
 use crate::ops::{
     Quantization,
-    quantized::{GROUP, PART, PART_BYTES_4, PARTS, Packing, STEP_BYTES_8},
+    quantized::{GROUP, LINE, LINES, PART, PARTS, Packing, STEP_BYTES_4, STEP_BYTES_8},
 };
 use rayon::prelude::*;
 
@@ -42,7 +42,13 @@ pub(in super::super) fn pack<T: Element>(
             .zip(scales.par_chunks_mut(GROUP))
             .for_each(|((rows, data), scales)| {
                 let data = bytemuck::cast_slice_mut(data);
-                simd::run(Round { kind, rows, k, data, scales });
+                simd::run(Round {
+                    kind,
+                    rows,
+                    k,
+                    data,
+                    scales,
+                });
             });
     }
     (bytes::Bytes::from_owner(Lines(data)), scales)
@@ -73,7 +79,8 @@ impl<T: Element> Kernel for Round<'_, T> {
                 // A row with a number that is none is none.
                 _ if !most.is_finite() => most,
                 Quantization::Q8 => nearest_scale::<I, T>(row, most),
-                Quantization::Q4 => most / 127.0,
+                // 15 of the greatest slope reach from the least number to the greatest.
+                Quantization::Q4 => most / 119.0,
             };
             let usable = most.is_finite() && *scale > 0.0;
             *inverse = if usable { scale.recip() } else { 0.0 };
@@ -87,9 +94,10 @@ impl<T: Element> Kernel for Round<'_, T> {
                 }
             }
             Quantization::Q4 => {
-                let lines = self.data.chunks_exact_mut(PART_BYTES_4);
-                for (p, lines) in lines.enumerate().take(parts) {
-                    round_4(&numbers::<I, T>(self.rows, self.k, p, &inverse), lines);
+                for p in 0..parts {
+                    let numbers = numbers::<I, T>(self.rows, self.k, p, &inverse);
+                    let step = &mut self.data[p / PARTS * STEP_BYTES_4..][..STEP_BYTES_4];
+                    round_4(&numbers, step, p % PARTS);
                 }
             }
         }
@@ -200,7 +208,10 @@ fn whole(x: f32) -> f32 {
 /// Half a step at eight bits, to the nearest.
 #[inline(always)]
 fn round_8(numbers: &[Lanes; PART], data: &mut [u8]) {
-    for (four, line) in numbers.chunks_exact(4).zip(data.chunks_exact_mut(4 * GROUP)) {
+    for (four, line) in numbers
+        .chunks_exact(4)
+        .zip(data.chunks_exact_mut(4 * GROUP))
+    {
         for l in 0..GROUP {
             for i in 0..4 {
                 line[l * 4 + i] = whole(four[i][l]) as i32 as u8;
@@ -211,12 +222,20 @@ fn round_8(numbers: &[Lanes; PART], data: &mut [u8]) {
 
 /// A part at four bits: the slope and base that err least of some that are tried, and the numbers.
 #[inline(always)]
-fn round_4(numbers: &[Lanes; PART], data: &mut [u8]) {
+fn round_4(numbers: &[Lanes; PART], step: &mut [u8], part: usize) {
     let (mut low, mut high) = (numbers[0], numbers[0]);
     for number in numbers {
         for l in 0..GROUP {
-            low[l] = if number[l] < low[l] { number[l] } else { low[l] };
-            high[l] = if number[l] > high[l] { number[l] } else { high[l] };
+            low[l] = if number[l] < low[l] {
+                number[l]
+            } else {
+                low[l]
+            };
+            high[l] = if number[l] > high[l] {
+                number[l]
+            } else {
+                high[l]
+            };
         }
     }
     let mut best = Ramp::of(&low, &high);
@@ -237,15 +256,15 @@ fn round_4(numbers: &[Lanes; PART], data: &mut [u8]) {
             }
         }
     }
-    best.write(numbers, data);
+    best.write(numbers, step, part);
 }
 
-/// For each lane 16 numbers: `base + i * slope`, in units of 1/256.
+/// For each lane 16 numbers: `base + i * slope`, in units of 1/16, above -128.
 #[derive(Clone, Copy)]
 struct Ramp {
-    /// A whole number, 1 to 4,360.
+    /// A whole number, 1 to 255.
     slope: Lanes,
-    /// A whole number; with 15 slopes it is of 16 bits yet.
+    /// 16 times a whole number of eight bits; with 15 slopes it is less than 4,088.
     base: Lanes,
 }
 
@@ -253,26 +272,28 @@ impl Ramp {
     /// From the least to the greatest number.
     #[inline(always)]
     fn of(low: &Lanes, high: &Lanes) -> Self {
-        let mut slope = [0.0; GROUP];
+        let (mut slope, mut middle) = ([0.0; GROUP], [0.0; GROUP]);
         for l in 0..GROUP {
-            slope[l] = (high[l] - low[l]) * (256.0 / 15.0);
+            slope[l] = (high[l] - low[l]) * (16.0 / 15.0);
+            middle[l] = (high[l] + low[l]) * 0.5;
         }
-        Self::rounded(&slope, low)
+        Self::rounded(&slope, &middle, &[7.5; GROUP])
     }
 
-    /// The nearest that can be stored, of a slope in units of 1/256.
+    /// The nearest that can be stored, of a slope in units of 1/16 and a number at a place.
     #[inline(always)]
-    fn rounded(slope: &Lanes, base: &Lanes) -> Self {
+    fn rounded(slope: &Lanes, number: &Lanes, place: &Lanes) -> Self {
         let mut ramp = Self {
             slope: [1.0; GROUP],
             base: [0.0; GROUP],
         };
         for l in 0..GROUP {
-            let slope = whole(slope[l]).clamp(1.0, 4360.0);
+            let slope = whole(slope[l]).max(1.0).min(255.0);
+            let base = whole(number[l] + 128.0 - place[l] * slope * (1.0 / 16.0));
+            // Rounded, 16 bits become eight.
+            let most = ((4087 - 15 * slope as i32) >> 4) as f32;
             ramp.slope[l] = slope;
-            // Room for the half of a number that is added before it is cut to eight bits.
-            let most = 32639.0 - 15.0 * slope;
-            ramp.base[l] = whole(base[l] * 256.0).max(-32768.0).min(most);
+            ramp.base[l] = base.max(0.0).min(most) * 16.0;
         }
         ramp
     }
@@ -282,8 +303,8 @@ impl Ramp {
     fn nearest(&self, inverse: &Lanes, number: &Lanes) -> Lanes {
         let mut nearest = [0.0; GROUP];
         for l in 0..GROUP {
-            let at = (number[l] * 256.0 - self.base[l]) * inverse[l];
-            nearest[l] = whole(at.clamp(0.0, 15.0));
+            let at = (units(number[l]) - self.base[l]) * inverse[l];
+            nearest[l] = whole(at.max(0.0).min(15.0));
         }
         nearest
     }
@@ -312,17 +333,17 @@ impl Ramp {
             }
         }
         let count = PART as f32;
-        let (mut slope, mut base) = ([0.0; GROUP], [0.0; GROUP]);
+        let mut slope = [0.0; GROUP];
         for l in 0..GROUP {
             let spread = count * qq[l] - q[l] * q[l];
-            let rise = (count * qy[l] - q[l] * y[l]) / spread.max(1.0);
-            slope[l] = rise * 256.0;
-            base[l] = (y[l] - rise * q[l]) / count;
+            slope[l] = (count * qy[l] - q[l] * y[l]) / spread.max(1.0) * 16.0;
+            q[l] *= 1.0 / count;
+            y[l] *= 1.0 / count;
         }
-        Self::rounded(&slope, &base)
+        Self::rounded(&slope, &y, &q)
     }
 
-    /// The sum of the squared errors, in units of 1/256.
+    /// The sum of the squared errors, in units of 1/16.
     #[inline(always)]
     fn error(&self, numbers: &[Lanes; PART]) -> Lanes {
         let inverse = self.inverse();
@@ -330,7 +351,7 @@ impl Ramp {
         for number in numbers {
             let at = self.nearest(&inverse, number);
             for l in 0..GROUP {
-                let off = at[l] * self.slope[l] + self.base[l] - number[l] * 256.0;
+                let off = at[l] * self.slope[l] + self.base[l] - units(number[l]);
                 error[l] += off * off;
             }
         }
@@ -338,35 +359,29 @@ impl Ramp {
     }
 
     #[inline(always)]
-    fn write(&self, numbers: &[Lanes; PART], data: &mut [u8]) {
+    fn write(&self, numbers: &[Lanes; PART], step: &mut [u8], part: usize) {
         let inverse = self.inverse();
-        let (head, lines) = data.split_at_mut(4 * GROUP);
+        let (head, lines) = step.split_at_mut(LINE);
+        let lines = &mut lines[part * LINES * LINE..][..LINES * LINE];
         for l in 0..GROUP {
-            let slope = (self.slope[l] as i32 as u16).to_le_bytes();
-            head[2 * l..][..2].copy_from_slice(&slope);
-            // What is cut to eight bits is rounded so.
-            let base = (self.base[l] as i32 + 128) as i16;
-            head[2 * (GROUP + l)..][..2].copy_from_slice(&base.to_le_bytes());
+            let at = l / 4 * 16 + part * 8 + l % 4 * 2;
+            head[at] = self.slope[l] as i32 as u8;
+            head[at + 1] = (self.base[l] * (1.0 / 16.0)) as i32 as u8;
         }
-        for (eight, line) in numbers.chunks_exact(8).zip(lines.chunks_exact_mut(4 * GROUP)) {
-            let mut words = [0u32; GROUP];
-            for (i, number) in eight.iter().enumerate() {
-                let at = self.nearest(&inverse, number);
-                let shift = place(i);
-                for l in 0..GROUP {
-                    words[l] |= (at[l] as i32 as u32) << shift;
-                }
-            }
+        let (first, second) = numbers.split_at(PART / 2);
+        for (b, (first, second)) in first.iter().zip(second).enumerate() {
+            let first = self.nearest(&inverse, first);
+            let second = self.nearest(&inverse, second);
             for l in 0..GROUP {
-                line[4 * l..][..4].copy_from_slice(&words[l].to_le_bytes());
+                let byte = first[l] as i32 | (second[l] as i32) << 4;
+                lines[l % 4 * LINE + l / 4 * 16 + b] = byte as u8;
             }
         }
     }
 }
 
-/// Where the four bits of the element `i` of eight stand in an output's 32: each half of these has
-/// two of the first four elements, and two of the last four.
+/// A number in units of 1/16 above -128.
 #[inline(always)]
-fn place(i: usize) -> usize {
-    i / 4 * 8 + i % 4 / 2 * 16 + i % 2 * 4
+fn units(number: f32) -> f32 {
+    number * 16.0 + 2048.0
 }

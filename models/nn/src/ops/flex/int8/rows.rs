@@ -67,9 +67,8 @@ impl Rows {
         let parts = parts.zip(rows.scales.par_chunks_mut(width));
         let parts = parts.zip(rows.sums.par_chunks_mut(width));
         let parts = parts.zip(&mut rows.seconds).zip(x.par_chunks(width * k));
-        parts
-            .with_min_len(CHUNK.div_ceil(width * k))
-            .for_each(|((((numbers, scales), sums), seconds), x)| {
+        parts.with_min_len(CHUNK.div_ceil(width * k)).for_each(
+            |((((numbers, scales), sums), seconds), x)| {
                 simd::run(Round {
                     x,
                     k,
@@ -79,7 +78,8 @@ impl Rows {
                     sums,
                     seconds,
                 });
-            });
+            },
+        );
         rows
     }
 

@@ -1,14 +1,10 @@
-//! Weights of four bits as those of eight that they stand for: `base + i * slope`, cut to the high
-//! byte of 16 bits.
+//! Weights of four bits as those of eight that they stand for.
 
 use super::super::{
     memory::Line,
     simd::{self, Isa, Kernel},
 };
-use crate::ops::quantized::{GROUP, PART, PART_BYTES_4, STEP_BYTES_4, STEP_BYTES_8};
-
-/// Bytes of a part at eight bits.
-const PART_BYTES_8: usize = PART * GROUP;
+use crate::ops::quantized::{GROUP, LINE, LINES, PART, STEP_BYTES_4, STEP_BYTES_8};
 
 /// Unpacks whole steps into a buffer that has room for them.
 pub(super) fn unpack<'a>(data: &[u8], buffer: &'a mut Vec<Line>) -> &'a [u8] {
@@ -30,17 +26,27 @@ pub(super) fn unpack<'a>(data: &[u8], buffer: &'a mut Vec<Line>) -> &'a [u8] {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn wide(data: &[u8], numbers: &mut [u8]) {
-    use std::arch::x86_64::_mm512_storeu_si512;
-    let (parts, _) = data.as_chunks::<PART_BYTES_4>();
-    let (numbers, _) = numbers.as_chunks_mut::<PART_BYTES_8>();
-    for (part, numbers) in parts.iter().zip(numbers) {
-        let part = super::vnni::Part::new(part, 0);
-        for (eight, lines) in numbers.chunks_exact_mut(8 * GROUP).enumerate() {
-            let (first, second) = part.numbers(eight);
-            // SAFETY: two lines.
-            unsafe {
-                _mm512_storeu_si512(lines.as_mut_ptr().cast(), first);
-                _mm512_storeu_si512(lines.as_mut_ptr().add(4 * GROUP).cast(), second);
+    use super::vnni::{Step, turned};
+    use std::arch::x86_64::{_mm512_set1_epi8, _mm512_storeu_si512, _mm512_xor_si512};
+    let sign = _mm512_set1_epi8(-128);
+    let (steps, _) = data.as_chunks::<STEP_BYTES_4>();
+    let (numbers, _) = numbers.as_chunks_mut::<STEP_BYTES_8>();
+    for (step, numbers) in steps.iter().zip(numbers) {
+        let step = Step::new(step);
+        for (p, numbers) in numbers.chunks_exact_mut(PART * GROUP).enumerate() {
+            let lines: [_; LINES] = std::array::from_fn(|j| step.numbers(p, j));
+            let (first, second) = numbers.split_at_mut(PART * GROUP / 2);
+            for (fours, to) in [
+                (turned(lines.map(|(first, _)| first)), first),
+                (turned(lines.map(|(_, second)| second)), second),
+            ] {
+                for (four, to) in fours.into_iter().zip(to.chunks_exact_mut(LINE)) {
+                    // SAFETY: a line.
+                    unsafe {
+                        let four = _mm512_xor_si512(four, sign);
+                        _mm512_storeu_si512(to.as_mut_ptr().cast(), four);
+                    }
+                }
             }
         }
     }
@@ -54,29 +60,25 @@ struct Unpack<'a> {
 impl Kernel for Unpack<'_> {
     #[inline(always)]
     fn run<I: Isa>(self) {
-        let (parts, _) = self.data.as_chunks::<PART_BYTES_4>();
-        let (numbers, _) = self.numbers.as_chunks_mut::<PART_BYTES_8>();
-        for (part, numbers) in parts.iter().zip(numbers) {
-            let (head, lines) = part.split_at(4 * GROUP);
-            let (slopes, bases) = head.split_at(2 * GROUP);
-            let (slopes, _) = slopes.as_chunks::<2>();
-            let (bases, _) = bases.as_chunks::<2>();
-            let lines = lines.chunks_exact(4 * GROUP);
-            for (line, numbers) in lines.zip(numbers.chunks_exact_mut(8 * GROUP)) {
-                let (words, _) = line.as_chunks::<4>();
-                let (first, second) = numbers.split_at_mut(4 * GROUP);
-                for o in 0..GROUP {
-                    let slope = u16::from_le_bytes(slopes[o]);
-                    let base = u16::from_le_bytes(bases[o]);
-                    let word = u32::from_le_bytes(words[o]);
-                    let number = |shift: usize| {
-                        let number = (word >> shift & 15) as u16;
-                        let [_, high] = number.wrapping_mul(slope).wrapping_add(base).to_le_bytes();
-                        high
+        let (steps, _) = self.data.as_chunks::<STEP_BYTES_4>();
+        let (numbers, _) = self.numbers.as_chunks_mut::<STEP_BYTES_8>();
+        for (step, numbers) in steps.iter().zip(numbers) {
+            let (head, lines) = step.split_at(LINE);
+            for (line, bytes) in lines.chunks_exact(LINE).enumerate() {
+                let (p, j) = (line / LINES, line % LINES);
+                for (a, bytes) in bytes.chunks_exact(16).enumerate() {
+                    let at = a * 16 + p * 8 + j * 2;
+                    let (slope, base) = (u16::from(head[at]), u16::from(head[at + 1]));
+                    let number = |i: u8| {
+                        let number = (u16::from(i) * slope + base * 16 + 8) >> 4;
+                        (number.min(255) as u8) ^ 0x80
                     };
-                    for i in 0..4 {
-                        first[o * 4 + i] = number(i / 2 * 16 + i % 2 * 4);
-                        second[o * 4 + i] = number(8 + i / 2 * 16 + i % 2 * 4);
+                    for (b, byte) in bytes.iter().enumerate() {
+                        let mut set = |k: usize, number| {
+                            numbers[k / 4 * 4 * GROUP + (4 * a + j) * 4 + k % 4] = number;
+                        };
+                        set(p * PART + b, number(byte & 15));
+                        set(p * PART + PART / 2 + b, number(byte >> 4));
                     }
                 }
             }

@@ -5,18 +5,20 @@
 
 use super::{Out, Rows, SIDE_BY_SIDE, Slab};
 use crate::ops::quantized::{
-    GROUP, HIGH, PART, PART_BYTES_4, PARTS, STEP, STEP_BYTES_4, STEP_BYTES_8,
+    GROUP, HIGH, LINE, LINES, PART, PARTS, STEP, STEP_BYTES_4, STEP_BYTES_8,
 };
 use std::arch::x86_64::{
-    __m512i, _mm512_add_epi16, _mm512_add_ps, _mm512_and_si512, _mm512_cvtepi32_ps,
-    _mm512_dpbusd_epi32, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_storeu_ps,
-    _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_mullo_epi16, _mm512_permutexvar_epi16,
+    __m128i, __m512i, _mm_loadu_si128, _mm512_add_epi8, _mm512_add_epi32, _mm512_add_ps,
+    _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32,
+    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_maddubs_epi16, _mm512_mask_storeu_ps,
+    _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_mulhrs_epi16, _mm512_packus_epi16,
     _mm512_set1_epi8, _mm512_set1_epi16, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
-    _mm512_setzero_si512, _mm512_srli_epi16, _mm512_ternarylogic_epi32, _mm512_xor_si512,
+    _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_srli_epi16, _mm512_unpackhi_epi32,
+    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64, _mm512_xor_si512,
 };
 
 /// Rows up to which numbers of four bits are unpacked in registers.
-pub(super) const FEW: usize = 8;
+pub(super) const FEW: usize = 2;
 /// Rows of a block: with two groups 24 registers of sums.
 const ROWS: usize = 6;
 
@@ -131,76 +133,69 @@ unsafe fn step<const M: usize, const N: usize>(
     }
 }
 
-/// A part of a group at four bits.
-pub(super) struct Part<'a> {
+/// A step of a group at four bits.
+pub(super) struct Step<'a> {
     lines: &'a [u8],
-    /// Of each output, in both halves of its lane.
-    slope: __m512i,
-    base: __m512i,
+    /// Slopes and bases.
+    head: __m512i,
 }
 
-impl<'a> Part<'a> {
-    /// `flip` is exclusive-or'ed to the numbers.
+impl<'a> Step<'a> {
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) fn new(part: &'a [u8; PART_BYTES_4], flip: u8) -> Self {
-        /// Each output's slope twice; 16 further on are the bases.
-        const TWICE: [u16; 32] = {
-            let mut twice = [0; 32];
-            let mut i = 0;
-            while i < 32 {
-                twice[i] = i as u16 / 2;
-                i += 1;
-            }
-            twice
-        };
-        let (head, lines) = part.split_at(4 * GROUP);
-        // SAFETY: a line of 32 numbers each.
-        let (head, twice) = unsafe {
-            (
-                _mm512_loadu_si512(head.as_ptr().cast()),
-                _mm512_loadu_si512(TWICE.as_ptr().cast()),
-            )
-        };
-        let bases = _mm512_add_epi16(twice, _mm512_set1_epi16(GROUP as i16));
-        let base = _mm512_permutexvar_epi16(bases, head);
-        let flip = _mm512_set1_epi16(i16::from_be_bytes([flip, 0]));
-        Self {
-            lines,
-            slope: _mm512_permutexvar_epi16(twice, head),
-            base: _mm512_xor_si512(base, flip),
-        }
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn new(step: &'a [u8; STEP_BYTES_4]) -> Self {
+        let (head, lines) = step.split_at(LINE);
+        // SAFETY: a line.
+        let head = unsafe { _mm512_loadu_si512(head.as_ptr().cast()) };
+        Self { lines, head }
     }
 
-    /// Eight elements of K of all outputs at eight bits: four, and the other four.
+    /// Four outputs at eight bits, plus 128, in a quarter of a register each: 16 elements of a part,
+    /// and the other 16. Each output's 16 numbers are made first, and looked up then.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) fn numbers(&self, eight: usize) -> (__m512i, __m512i) {
-        /// Where the first has a bit, the second's; else that of the third.
-        const SELECT: i32 = 0xca;
-        let line = &self.lines[eight * 4 * GROUP..][..4 * GROUP];
-        let mask = _mm512_set1_epi16(15);
-        let high = _mm512_set1_epi16(-256);
+    pub(super) fn numbers(&self, part: usize, line: usize) -> (__m512i, __m512i) {
+        /// By what slope and base are multiplied, of the first eight numbers: of the others the
+        /// slopes' are 8 more.
+        const FACTORS: [u8; 16] = [0, 16, 1, 16, 2, 16, 3, 16, 4, 16, 5, 16, 6, 16, 7, 16];
+        let pair = _mm512_set1_epi16((part * 8 + line * 2) as i16 * 0x101 + 0x100);
+        let pair = _mm512_shuffle_epi8(self.head, pair);
+        // SAFETY: 16 bytes.
+        let factors = unsafe { _mm_loadu_si128(FACTORS.as_ptr().cast()) };
+        let first = _mm512_broadcast_i32x4(factors);
+        let second = _mm512_add_epi8(first, _mm512_set1_epi16(8));
+        // Times 2,048 and the high 16 of 31 bits: a 16th, rounded.
+        let rounded = |sum: __m512i| _mm512_mulhrs_epi16(sum, _mm512_set1_epi16(2048));
+        let table = _mm512_packus_epi16(
+            rounded(_mm512_maddubs_epi16(pair, first)),
+            rounded(_mm512_maddubs_epi16(pair, second)),
+        );
+        let bytes = &self.lines[(part * LINES + line) * LINE..][..LINE];
         // SAFETY: a line.
-        let line = unsafe { _mm512_loadu_si512(line.as_ptr().cast()) };
-        let number =
-            |i: __m512i| _mm512_add_epi16(_mm512_mullo_epi16(i, self.slope), self.base);
-        // The high bytes of two times 32 numbers, one beside the other.
-        let both = |even: __m512i, odd: __m512i| {
-            let even = _mm512_srli_epi16::<8>(number(even));
-            _mm512_ternarylogic_epi32::<SELECT>(high, number(odd), even)
-        };
+        let bytes = unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) };
+        let mask = _mm512_set1_epi8(15);
+        let low = _mm512_and_si512(bytes, mask);
+        let high = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), mask);
         (
-            both(
-                _mm512_and_si512(line, mask),
-                _mm512_and_si512(_mm512_srli_epi16::<4>(line), mask),
-            ),
-            both(
-                _mm512_and_si512(_mm512_srli_epi16::<8>(line), mask),
-                _mm512_srli_epi16::<12>(line),
-            ),
+            _mm512_shuffle_epi8(table, low),
+            _mm512_shuffle_epi8(table, high),
         )
     }
+}
+
+/// Lines of four outputs each, as lines of all outputs: the fours of an output's elements, which
+/// are side by side in a quarter of a line, go to one line each.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn turned([a, b, c, d]: [__m512i; LINES]) -> [__m512i; LINES] {
+    let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+    let (ef, gh) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+    [
+        _mm512_unpacklo_epi64(ab, cd),
+        _mm512_unpackhi_epi64(ab, cd),
+        _mm512_unpacklo_epi64(ef, gh),
+        _mm512_unpackhi_epi64(ef, gh),
+    ]
 }
 
 /// A group at four bits for a few rows, which are one tile.
@@ -213,12 +208,6 @@ pub(super) unsafe fn few(rows: &Rows, slab: Slab<'_>, out: Out<'_>) {
     unsafe {
         match rows.count {
             1 => few_rows::<1>(rows, slab, out),
-            2 => few_rows::<2>(rows, slab, out),
-            3 => few_rows::<3>(rows, slab, out),
-            4 => few_rows::<4>(rows, slab, out),
-            5 => few_rows::<5>(rows, slab, out),
-            6 => few_rows::<6>(rows, slab, out),
-            7 => few_rows::<7>(rows, slab, out),
             FEW => few_rows::<FEW>(rows, slab, out),
             more => panic!("{more} rows are not few"),
         }
@@ -228,53 +217,61 @@ pub(super) unsafe fn few(rows: &Rows, slab: Slab<'_>, out: Out<'_>) {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn few_rows<const M: usize>(rows: &Rows, slab: Slab<'_>, out: Out<'_>) {
-    let mut low: [__m512i; M] = std::array::from_fn(|r| unsigned(rows.sums[r]));
-    let mut high: [__m512i; M] = std::array::from_fn(|r| unsigned(rows.sum_of_seconds(r)));
+    // Of each line, a quarter of an output's elements in each of its lanes.
+    let mut low = [[_mm512_setzero_si512(); LINES]; M];
+    let mut high = low;
     let mut seconds = rows.seconds(0).peekable();
     let (steps, _) = slab.numbers.as_chunks::<STEP_BYTES_4>();
     for (s, step) in steps.iter().enumerate() {
         let second = seconds.next_if(|(at, _)| *at == s);
-        let (parts, _) = step.as_chunks::<PART_BYTES_4>();
-        for (p, part) in parts.iter().enumerate().take(PARTS) {
-            let part = Part::new(part, 0x80);
-            for eight in 0..PART / 8 {
-                let w = part.numbers(eight);
-                let at = p * PART + eight * 8;
-                // SAFETY: eight elements of the step of each row.
+        let step = Step::new(step);
+        for p in 0..PARTS {
+            let at = p * PART;
+            for line in 0..LINES {
+                let w = step.numbers(p, line);
+                // SAFETY: a part of the step of each row.
                 unsafe {
-                    add(&mut low, w, rows.tile(0, s).add(at));
+                    add(&mut low, line, w, rows.tile(0, s).add(at));
                     if let Some((_, numbers)) = second {
-                        add(&mut high, w, numbers.add(at));
+                        add(&mut high, line, w, numbers.add(at));
                     }
                 }
             }
         }
     }
     for (r, (low, high)) in low.into_iter().zip(high).enumerate() {
+        let whole = |lines, sum| {
+            let [a, b, c, d] = turned(lines);
+            let (ab, cd) = (_mm512_add_epi32(a, b), _mm512_add_epi32(c, d));
+            _mm512_add_epi32(_mm512_add_epi32(ab, cd), unsigned(sum))
+        };
+        let low = whole(low, rows.sums[r]);
+        let high = whole(high, rows.sum_of_seconds(r));
         // SAFETY: what the caller promised.
         unsafe { write(low, high, rows.scales[r], slab, r, out) };
     }
 }
 
-/// Adds the products of eight elements of `M` rows of a tile.
+/// Adds the products of a part of `M` rows of a tile to the sums of a line.
 ///
 /// # Safety
-/// They are there.
+/// The part of each row is there.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn add<const M: usize>(
-    sums: &mut [__m512i; M],
+    sums: &mut [[__m512i; LINES]; M],
+    line: usize,
     (first, second): (__m512i, __m512i),
     x: *const i8,
 ) {
-    for (r, sum) in sums.iter_mut().enumerate() {
+    for (r, sums) in sums.iter_mut().enumerate() {
         // SAFETY: what the caller promised.
         unsafe {
-            let x = x.add(r * STEP).cast::<i32>();
-            let y = x.add(1).read_unaligned();
-            let x = x.read_unaligned();
-            *sum = _mm512_dpbusd_epi32(*sum, first, _mm512_set1_epi32(x));
-            *sum = _mm512_dpbusd_epi32(*sum, second, _mm512_set1_epi32(y));
+            let x = x.add(r * STEP).cast::<__m128i>();
+            let y = _mm512_broadcast_i32x4(_mm_loadu_si128(x.add(1)));
+            let x = _mm512_broadcast_i32x4(_mm_loadu_si128(x));
+            sums[line] = _mm512_dpbusd_epi32(sums[line], first, x);
+            sums[line] = _mm512_dpbusd_epi32(sums[line], second, y);
         }
     }
 }
@@ -300,10 +297,7 @@ pub(in super::super) unsafe fn write(
             Some(bias) => _mm512_maskz_loadu_ps(mask, bias[slab.first..].as_ptr()),
             None => _mm512_setzero_ps(),
         };
-        let scale = _mm512_mul_ps(
-            _mm512_set1_ps(scale),
-            _mm512_loadu_ps(slab.scales.as_ptr()),
-        );
+        let scale = _mm512_mul_ps(_mm512_set1_ps(scale), _mm512_loadu_ps(slab.scales.as_ptr()));
         let high = _mm512_mul_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(HIGH as f32));
         let value = _mm512_mul_ps(_mm512_add_ps(_mm512_cvtepi32_ps(low), high), scale);
         let value = _mm512_add_ps(value, bias);
