@@ -2,7 +2,8 @@
 //!
 //! Sums stay in the tiles over a pass of K, of which the weights stay in the first-level cache while
 //! all rows go by; rows are loaded past it. Between passes sums lie in memory. Second numbers of
-//! rows, where there are some, are multiplied when the last pass is done.
+//! rows, where there are some, are multiplied when the last pass is done. Weights that come from memory
+//! are fetched ahead, a part of the next groups with each step of these.
 
 use super::{
     super::{
@@ -13,7 +14,7 @@ use super::{
 };
 use crate::ops::quantized::{GROUP, STEP, STEP_BYTES_8};
 use std::arch::asm;
-use std::arch::x86_64::{_mm512_load_si512, _mm512_setzero_si512};
+use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch, _mm512_load_si512, _mm512_setzero_si512};
 use std::ops::Range;
 
 /// Steps of a pass: the weights of two groups take 32 KiB.
@@ -55,8 +56,8 @@ pub(in super::super) unsafe fn tiles(rows: usize) -> Tiles {
 
 /// Tiles of rows that stay in the second-level cache while all weights go by: two at least.
 pub(in super::super) fn block(rows: &Rows) -> usize {
-    /// About half of the cache.
-    const BYTES: usize = 1 << 20;
+    /// What the cache holds beside weights and sums.
+    const BYTES: usize = 5 << 18;
     let tile = rows.width * rows.steps * STEP;
     let most = (BYTES / tile / 2).max(1) * 2;
     rows.tiles
@@ -68,27 +69,34 @@ pub(in super::super) fn block(rows: &Rows) -> usize {
 ///
 /// # Safety
 /// The tiles are those of [`tiles`] for these rows, `sums` is of as many, and nothing else writes
-/// these outputs.
+/// these outputs. `next` is where the next groups will be read, if that is worth fetching ahead.
 #[target_feature(enable = "avx512f")]
 pub(in super::super) unsafe fn multiply(
     rows: &Rows,
     tiles: Range<usize>,
     slabs: &[Slab<'_>],
+    next: Option<*const u8>,
     sums: &mut Sums,
     out: Out<'_>,
 ) {
+    let ahead = next.map(|start| Ahead {
+        start,
+        group: rows.steps * STEP_BYTES_8,
+        lines: LINES_OF_STEP.div_ceil(tiles.len().div_ceil(2)),
+    });
     let passes = rows.steps.div_ceil(DEPTH);
     // Of about the same length.
     let depth = rows.steps.div_ceil(passes);
     for pass in 0..passes {
         let steps = pass * depth..rows.steps.min((pass + 1) * depth);
         for (pair, first) in tiles.clone().step_by(2).enumerate() {
-            let pair = if passes > 1 { pair } else { 0 };
             let kept: *mut u8 = sums.lines.as_mut_ptr().cast();
+            let room = if passes > 1 { pair } else { 0 };
             let at = Pair {
                 first,
                 high: 2.min(tiles.end - first),
-                sums: kept.wrapping_add(pair * 4 * TILE),
+                sums: kept.wrapping_add(room * 4 * TILE),
+                ahead: ahead.map(|ahead| (ahead, pair)),
             };
             // SAFETY: what the caller promised.
             unsafe {
@@ -107,6 +115,35 @@ struct Pair {
     high: usize,
     /// Room for four tiles.
     sums: *mut u8,
+    /// What to fetch, and the number of this pair.
+    ahead: Option<(Ahead, usize)>,
+}
+
+/// Lines of a step of two groups.
+const LINES_OF_STEP: usize = 2 * STEP_BYTES_8 / 64;
+
+/// The next two groups.
+#[derive(Clone, Copy)]
+struct Ahead {
+    start: *const u8,
+    /// Bytes of a group.
+    group: usize,
+    /// Lines of a step that each pair of tiles of rows fetches.
+    lines: usize,
+}
+
+impl Ahead {
+    /// Fetches a pair's share of a step.
+    #[inline]
+    fn fetch(self, pair: usize, step: usize) {
+        let first = pair * self.lines;
+        for line in first..LINES_OF_STEP.min(first + self.lines) {
+            let (group, line) = (line / (LINES_OF_STEP / 2), line % (LINES_OF_STEP / 2));
+            let at = group * self.group + step * STEP_BYTES_8 + line * 64;
+            // SAFETY: no address is too wild to be fetched ahead.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(self.start.wrapping_add(at).cast()) };
+        }
+    }
 }
 
 impl Pair {
@@ -141,6 +178,9 @@ impl Pair {
         // Where there is one, it stands for the other, whose sums are not looked at.
         let (last, other) = (self.first + self.high - 1, slabs.len() - 1);
         for s in steps {
+            if let Some((ahead, pair)) = self.ahead {
+                ahead.fetch(pair, s);
+            }
             // SAFETY: a step of each tile of rows and of each group.
             unsafe {
                 asm!(

@@ -187,8 +187,11 @@ unsafe fn run(unit: Unit, op: Quantized<'_>, rows: &Rows, pairs: Range<usize>, o
             let tiles = first..rows.tiles.min(first + block);
             let mut sums = amx::int8::Sums::new(rows, tiles.len());
             each_pair(op, pairs.clone(), |slabs| {
+                // Four bits are unpacked into a buffer that is in the cache.
+                let next = slabs.last().filter(|_| op.packing.kind == Quantization::Q8);
+                let next = next.map(|slab| slab.numbers.as_ptr_range().end);
                 // SAFETY: as above; the rest is the caller's promise.
-                unsafe { amx::int8::multiply(rows, tiles.clone(), slabs, &mut sums, out) }
+                unsafe { amx::int8::multiply(rows, tiles.clone(), slabs, next, &mut sums, out) }
             });
         }
         return;
