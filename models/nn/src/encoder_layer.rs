@@ -1,7 +1,7 @@
 //! The layer that towers share: pre-norm full attention and a feed-forward part of two linear layers.
 
-use crate::layers::{LayerNorm, Linear};
-use crate::ops::{self, Activation};
+use crate::layers::{Linear, layer_norm};
+use crate::ops::{self, Activation, fused::Norm};
 use crate::weights::Scope;
 use burn::tensor::{FloatDType, Tensor};
 use kiln_registry::Result;
@@ -35,12 +35,12 @@ pub(crate) struct EncoderLayerNames {
 
 /// A loaded layer.
 pub(crate) struct EncoderLayer {
-    attention_norm: LayerNorm,
+    attention_norm: Norm,
     q_proj: Linear,
     k_proj: Linear,
     v_proj: Linear,
     out_proj: Linear,
-    mlp_norm: LayerNorm,
+    mlp_norm: Norm,
     fc1: Linear,
     fc2: Linear,
     act: Activation,
@@ -59,7 +59,7 @@ impl EncoderLayer {
             .mlp
             .map_or_else(|| scope.clone(), |name| scope.at(name));
         let square = |name: &str, bias| Linear::load(&attention.at(name), width, width, bias);
-        let norm = |name: &str| LayerNorm::load(&scope.at(name), width, config.eps);
+        let norm = |name: &str| layer_norm(&scope.at(name), width, config.eps);
         Ok(Self {
             attention_norm: norm(names.attention_norm)?,
             q_proj: square("q_proj", true)?,
@@ -80,19 +80,22 @@ impl EncoderLayer {
         let [rows, width] = x.dims();
         let head_dim = width / self.heads;
         let split = |x: Tensor<2>| x.reshape([items, tokens, self.heads, head_dim]);
-        let y = self.attention_norm.forward(x.clone());
+        let layers = [&self.q_proj, &self.k_proj, &self.v_proj];
+        let [q, k, v] = Linear::forward_three(x.clone(), &self.attention_norm, layers);
         let stored = |layer: &Linear, y: Tensor<2>| match layer.precision() {
-            FloatDType::F32 => split(layer.forward(y)),
-            other => split(layer.forward(y)).cast(other),
+            FloatDType::F32 => split(y),
+            other => split(y).cast(other),
         };
         let attended = ops::attention(
-            split(self.q_proj.forward(y.clone())),
-            stored(&self.k_proj, y.clone()),
-            stored(&self.v_proj, y),
+            split(q),
+            stored(&self.k_proj, k),
+            stored(&self.v_proj, v),
             (head_dim as f32).powf(-0.5),
         );
-        let x = x + self.out_proj.forward(attended.reshape([rows, width]));
-        let y = self.fc1.forward(self.mlp_norm.forward(x.clone()));
-        x + self.fc2.forward(ops::activation(y, self.act))
+        let attended = attended.reshape([rows, width]);
+        let x = self.out_proj.forward_added(attended, x);
+        let norm = Some(&self.mlp_norm);
+        let y = self.fc1.forward_activated(x.clone(), norm, self.act);
+        self.fc2.forward_added(y, x)
     }
 }

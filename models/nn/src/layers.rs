@@ -1,23 +1,23 @@
 //! Linear layers, their weights kept `[out, in]` as checkpoints store them, and norms.
 
-use crate::ops::{self, Activation, QuantizedWeight};
+use crate::ops::{
+    self, Activation, QuantizedWeight,
+    fused::{Affine, Norm},
+};
 use crate::weights::Scope;
 use burn::tensor::{DType, FloatDType, Tensor};
 use kiln_registry::Result;
 
 /// `y = x · wᵀ + b`.
-pub struct Linear {
-    weight: Weight,
-    bias: Option<Tensor<1>>,
-}
+pub struct Linear(Weight);
 
 #[expect(
     clippy::large_enum_variant,
     reason = "a few hundred layers, most of them of one kind"
 )]
 enum Weight {
-    Float(Tensor<2>),
-    Quantized(QuantizedWeight),
+    Float(Affine),
+    Quantized(QuantizedWeight, Option<Tensor<1>>),
 }
 
 impl Linear {
@@ -26,30 +26,26 @@ impl Linear {
     /// # Errors
     /// See [`Scope::weight`].
     pub fn load(scope: &Scope<'_>, input: usize, output: usize, bias: bool) -> Result<Self> {
-        Ok(Self {
-            weight: match scope.quantization() {
-                None => Weight::Float(scope.weight("weight", [output, input])?),
-                Some(kind) => {
-                    let weight = scope.quantized("weight", [output, input], kind)?;
-                    Weight::Quantized(weight)
-                }
-            },
-            bias: bias.then(|| scope.vector("bias", output)).transpose()?,
-        })
+        let bias = bias.then(|| scope.vector("bias", output)).transpose()?;
+        let shape = [output, input];
+        Ok(Self(match scope.quantization() {
+            None => Weight::Float(Affine {
+                weight: scope.weight("weight", shape)?,
+                bias,
+            }),
+            Some(kind) => Weight::Quantized(scope.quantized("weight", shape, kind)?, bias),
+        }))
     }
 
     /// A layer of given parts, such as a convolution's kernel laid flat.
     pub fn from_parts(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
-        Self {
-            weight: Weight::Float(weight),
-            bias,
-        }
+        Self(Weight::Float(Affine { weight, bias }))
     }
 
     /// The precision of its products: what attention to its outputs may be computed in.
     pub fn precision(&self) -> FloatDType {
-        match &self.weight {
-            Weight::Float(weight) if weight.dtype() != DType::BF16 => FloatDType::F32,
+        match &self.0 {
+            Weight::Float(affine) if affine.weight.dtype() != DType::BF16 => FloatDType::F32,
             _ => FloatDType::BF16,
         }
     }
@@ -57,9 +53,74 @@ impl Linear {
     /// # Shapes
     /// f32 `[rows, in]` to f32 `[rows, out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        match &self.weight {
-            Weight::Float(weight) => ops::linear(x, weight.clone(), self.bias.clone()),
-            Weight::Quantized(weight) => ops::linear_quantized(x, weight, self.bias.clone()),
+        match &self.0 {
+            Weight::Float(affine) => affine.forward(x),
+            Weight::Quantized(weight, bias) => ops::linear_quantized(x, weight, bias.clone()),
+        }
+    }
+
+    fn float(&self) -> Option<&Affine> {
+        match &self.0 {
+            Weight::Float(affine) => Some(affine),
+            Weight::Quantized(..) => None,
+        }
+    }
+
+    /// [`forward`](Self::forward) of three layers on the same rows, which are normalised first.
+    ///
+    /// # Shapes
+    /// f32 `[rows, in]` to f32 `[rows, out]` of each.
+    pub fn forward_three(x: Tensor<2>, norm: &Norm, layers: [&Self; 3]) -> [Tensor<2>; 3] {
+        if let [Some(a), Some(b), Some(c)] = layers.map(Self::float) {
+            return ops::fused::linear_each(x, norm, [a, b, c]);
+        }
+        let x = norm.forward(x);
+        layers.map(|layer| layer.forward(x.clone()))
+    }
+
+    /// `act(forward(norm(x)))`
+    ///
+    /// # Shapes
+    /// f32 `[rows, in]` to f32 `[rows, out]`.
+    pub fn forward_activated(
+        &self,
+        x: Tensor<2>,
+        norm: Option<&Norm>,
+        act: Activation,
+    ) -> Tensor<2> {
+        if let Some(affine) = self.float() {
+            return ops::fused::linear_activated(x, norm, affine, act);
+        }
+        let x = norm.map_or_else(|| x.clone(), |norm| norm.forward(x.clone()));
+        ops::activation(self.forward(x), act)
+    }
+
+    /// `act(self(norm(x))) * up(norm(x))`: this layer is a gate.
+    ///
+    /// # Shapes
+    /// f32 `[rows, in]` to f32 `[rows, out]`.
+    pub fn forward_gating(
+        &self,
+        x: Tensor<2>,
+        norm: &Norm,
+        up: &Self,
+        act: Activation,
+    ) -> Tensor<2> {
+        if let (Some(gate), Some(up)) = (self.float(), up.float()) {
+            return ops::fused::linear_gated(x, norm, gate, up, act);
+        }
+        let x = norm.forward(x);
+        ops::gated(self.forward(x.clone()), up.forward(x), act)
+    }
+
+    /// `to + forward(x)`: the end of a block, beside its residual.
+    ///
+    /// # Shapes
+    /// `x`: f32 `[rows, in]`; `to` and the result: f32 `[rows, out]`.
+    pub fn forward_added(&self, x: Tensor<2>, to: Tensor<2>) -> Tensor<2> {
+        match self.float() {
+            Some(affine) => ops::fused::linear_added(x, affine, to),
+            None => to + self.forward(x),
         }
     }
 }
@@ -93,59 +154,30 @@ impl Projector {
     /// # Shapes
     /// f32 `[rows, in]` to f32 `[rows, out]`.
     pub fn forward(&self, features: Tensor<2>) -> Tensor<2> {
-        let x = ops::activation(self.linear_1.forward(features), self.act);
+        let x = self.linear_1.forward_activated(features, None, self.act);
         self.linear_2.forward(x)
     }
 }
 
-/// Layer normalisation with weight and bias.
-pub struct LayerNorm {
-    weight: Tensor<1>,
-    bias: Tensor<1>,
-    eps: f64,
+/// Layer normalisation with `weight` and `bias` of a scope.
+///
+/// # Errors
+/// See [`Scope::vector`].
+pub fn layer_norm(scope: &Scope<'_>, width: usize, eps: f64) -> Result<Norm> {
+    Ok(Norm::Layer {
+        weight: scope.vector("weight", width)?,
+        bias: scope.vector("bias", width)?,
+        eps,
+    })
 }
 
-impl LayerNorm {
-    /// `weight` and `bias` of a scope.
-    ///
-    /// # Errors
-    /// See [`Scope::vector`].
-    pub fn load(scope: &Scope<'_>, width: usize, eps: f64) -> Result<Self> {
-        Ok(Self {
-            weight: scope.vector("weight", width)?,
-            bias: scope.vector("bias", width)?,
-            eps,
-        })
-    }
-
-    /// # Shapes
-    /// f32 `[rows, width]` to the same.
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::layer_norm(x, self.weight.clone(), self.bias.clone(), self.eps)
-    }
-}
-
-/// Root-mean-square normalisation.
-pub struct RmsNorm {
-    weight: Tensor<1>,
-    eps: f64,
-}
-
-impl RmsNorm {
-    /// `weight` of a scope.
-    ///
-    /// # Errors
-    /// See [`Scope::vector`].
-    pub fn load(scope: &Scope<'_>, width: usize, eps: f64) -> Result<Self> {
-        Ok(Self {
-            weight: scope.vector("weight", width)?,
-            eps,
-        })
-    }
-
-    /// # Shapes
-    /// f32 `[rows, width]` to the same.
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::rms_norm(x, self.weight.clone(), self.eps)
-    }
+/// Root-mean-square normalisation with `weight` of a scope.
+///
+/// # Errors
+/// See [`Scope::vector`].
+pub fn rms_norm(scope: &Scope<'_>, width: usize, eps: f64) -> Result<Norm> {
+    Ok(Norm::Rms {
+        weight: scope.vector("weight", width)?,
+        eps,
+    })
 }

@@ -13,7 +13,8 @@ mod tests;
 pub use config::{AUDIO_TYPES, AudioTowerConfig};
 
 use crate::encoder_layer::{EncoderLayer, EncoderLayerConfig, EncoderLayerNames};
-use crate::layers::{LayerNorm, Linear};
+use crate::layers::{Linear, layer_norm};
+use crate::ops::fused::Norm;
 use crate::ops::{self, Activation};
 use crate::weights::Scope;
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -38,7 +39,7 @@ pub struct AudioTower {
     conv2: Linear,
     embed_positions: Tensor<2>,
     layers: Vec<EncoderLayer>,
-    layer_norm: LayerNorm,
+    layer_norm: Norm,
     device: Device,
 }
 
@@ -80,7 +81,7 @@ impl AudioTower {
             layers: (0..config.encoder_layers)
                 .map(|i| EncoderLayer::load(layer, &LAYER, &layers.at(i)))
                 .collect::<Result<_>>()?,
-            layer_norm: LayerNorm::load(&scope.at("layer_norm"), width, EPS)?,
+            layer_norm: layer_norm(&scope.at("layer_norm"), width, EPS)?,
             device: scope.device().clone(),
             config,
         })

@@ -2,19 +2,19 @@
 //! and beside a residual.
 
 use super::DecoderConfig;
-use crate::layers::{Linear, RmsNorm};
-use crate::ops::{self, Activation};
+use crate::layers::{Linear, rms_norm};
+use crate::ops::{self, Activation, fused::Norm};
 use crate::weights::Scope;
 use burn::tensor::Tensor;
 use kiln_registry::{BatchLayout, KvLayer, Result};
 
 pub(super) struct DecoderLayer {
-    input_layernorm: RmsNorm,
+    input_layernorm: Norm,
     q_proj: Linear,
     k_proj: Linear,
     v_proj: Linear,
     o_proj: Linear,
-    post_attention_layernorm: RmsNorm,
+    post_attention_layernorm: Norm,
     gate_proj: Linear,
     up_proj: Linear,
     down_proj: Linear,
@@ -39,7 +39,7 @@ impl DecoderLayer {
                 config.qkv_bias,
             )
         };
-        let norm = |name: &str| RmsNorm::load(&scope.at(name), hidden, config.rms_norm_eps);
+        let norm = |name: &str| rms_norm(&scope.at(name), hidden, config.rms_norm_eps);
         let feed = |name: &str, from: usize, to: usize| {
             Linear::load(&mlp.at(name), from, to, config.mlp_bias)
         };
@@ -76,12 +76,13 @@ impl DecoderLayer {
         rotary: &(Tensor<2>, Tensor<2>),
     ) -> (Tensor<2>, KvLayer) {
         let tokens = layout.tokens();
-        let x = self.input_layernorm.forward(hidden.clone());
+        let layers = [&self.q_proj, &self.k_proj, &self.v_proj];
+        let [q, k, v] = Linear::forward_three(hidden.clone(), &self.input_layernorm, layers);
         let split = |x: Tensor<2>, heads: usize| x.reshape([tokens, heads, self.head_dim]);
         let rotate = |x: Tensor<3>| ops::rotary(x, rotary.0.clone(), rotary.1.clone());
-        let q = rotate(split(self.q_proj.forward(x.clone()), self.heads));
-        let k = rotate(split(self.k_proj.forward(x.clone()), self.kv_heads));
-        let v = split(self.v_proj.forward(x), self.kv_heads);
+        let q = rotate(split(q, self.heads));
+        let k = rotate(split(k, self.kv_heads));
+        let v = split(v, self.kv_heads);
         // The cache is written in place as long as nothing else holds it.
         let keys = ops::kv_write(kv.keys, k, layout.slots.clone());
         let values = ops::kv_write(kv.values, v, layout.slots.clone());
@@ -89,14 +90,12 @@ impl DecoderLayer {
         let attended =
             ops::paged_attention(q, keys.clone(), values.clone(), layout, scale, self.window);
         let attended = attended.reshape([tokens, self.heads * self.head_dim]);
-        let hidden = hidden + self.o_proj.forward(attended);
-        let x = self.post_attention_layernorm.forward(hidden.clone());
-        let gated = ops::gated(
-            self.gate_proj.forward(x.clone()),
-            self.up_proj.forward(x),
-            self.act,
-        );
-        let hidden = hidden + self.down_proj.forward(gated);
+        let hidden = self.o_proj.forward_added(attended, hidden);
+        let norm = &self.post_attention_layernorm;
+        let gated = self
+            .gate_proj
+            .forward_gating(hidden.clone(), norm, &self.up_proj, self.act);
+        let hidden = self.down_proj.forward_added(gated, hidden);
         (hidden, KvLayer { keys, values })
     }
 }

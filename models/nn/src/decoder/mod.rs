@@ -14,7 +14,8 @@ mod rope;
 pub use config::{DECODER_TYPES, DecoderConfig};
 pub use rope::{Rope, RopeScaling};
 
-use crate::layers::{Linear, RmsNorm};
+use crate::layers::{Linear, rms_norm};
+use crate::ops::fused::Norm;
 use crate::weights::{Scope, Weights};
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 use kiln_registry::{ForwardBatch, KvSpec, Result};
@@ -28,7 +29,7 @@ pub struct Decoder {
     config: DecoderConfig,
     embed_tokens: Tensor<2>,
     layers: Vec<DecoderLayer>,
-    norm: RmsNorm,
+    norm: Norm,
     lm_head: Linear,
     device: Device,
 }
@@ -54,7 +55,7 @@ impl Decoder {
             Linear::load(&head, config.hidden_size, config.vocab_size, false)?
         };
         Ok(Self {
-            norm: RmsNorm::load(&text.at("norm"), config.hidden_size, config.rms_norm_eps)?,
+            norm: rms_norm(&text.at("norm"), config.hidden_size, config.rms_norm_eps)?,
             device: text.device().clone(),
             embed_tokens,
             layers,

@@ -12,6 +12,7 @@
 
 mod backend;
 mod flex;
+pub mod fused;
 #[cfg(any(test, feature = "cuda"))]
 mod portable;
 mod quantized;

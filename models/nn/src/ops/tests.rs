@@ -1,7 +1,7 @@
 //! The native operators against their portable twins, and the law that a row's bits do not depend
 //! on its batch.
 
-use super::*;
+use super::{flex::pool::Pool, *};
 use burn::{
     backend::Flex,
     tensor::{Device, FloatDType, TensorData},
@@ -645,7 +645,7 @@ fn threads_change_nothing() {
     let quantized = KINDS_OF_QUANTIZATION.map(|kind| QuantizedWeight::new(weight.clone(), kind));
     let on = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        pool.expect("threads").install(|| {
+        let inside = || {
             let attend = |kv: &Tensor<4>| attention(q.clone(), kv.clone(), kv.clone(), 0.2);
             let rounded = quantized.each_ref();
             let rounded = rounded.map(|weight| bits(linear_quantized(x.clone(), weight, None)));
@@ -655,12 +655,66 @@ fn threads_change_nothing() {
                 [&kv, &narrow_kv].map(|kv| bits(attend(kv))),
                 rounded,
             )
-        })
+        };
+        pool.expect("threads")
+            .install(|| Pool::new(threads).install(inside))
     };
     let alone = on(1);
     assert!(alone == on(2) && alone == on(3));
     let few = linear(x.clone().narrow(0, 766, 4), weight.clone(), None);
     assert_eq!(alone.0[766 * 150..][..4 * 150], bits(few));
+}
+
+/// What is done in one go is what is done one after the other.
+#[test]
+fn fused_layers_have_the_bits_of_their_parts() {
+    use fused::{Affine, Norm, linear_activated, linear_added, linear_each, linear_gated};
+    for dtype in DTYPES {
+        for (m, k, n) in [(1, 40, 17), (5, 96, 48), (33, 64, 16), (200, 1056, 70)] {
+            let affine = |seed: u64, n: usize, bias: bool| Affine {
+                weight: random(seed, [n, k]).cast(dtype),
+                bias: bias.then(|| random(seed + 1, [n])),
+            };
+            let x = random(40, [m, k]);
+            let norms = [
+                Norm::Rms {
+                    weight: random(41, [k]),
+                    eps: 1e-5,
+                },
+                Norm::Layer {
+                    weight: random(42, [k]),
+                    bias: random(43, [k]),
+                    eps: 1e-5,
+                },
+            ];
+            let (a, b, c) = (
+                affine(44, n, true),
+                affine(46, n, false),
+                affine(48, 9, true),
+            );
+            let act = Activation::Silu;
+            for norm in &norms {
+                let y = norm.forward(x.clone());
+                let each = linear_each(x.clone(), norm, [&a, &b, &c]).map(bits);
+                assert!(each == [&a, &b, &c].map(|layer| bits(layer.forward(y.clone()))));
+                let activated = linear_activated(x.clone(), Some(norm), &a, act);
+                let parts = activation(a.forward(y.clone()), act);
+                assert!(bits(activated) == bits(parts));
+                let made = linear_gated(x.clone(), norm, &a, &b, act);
+                let parts = gated(a.forward(y.clone()), b.forward(y), act);
+                assert!(bits(made) == bits(parts));
+            }
+            let plain = linear_activated(x.clone(), None, &b, act);
+            assert!(bits(plain) == bits(activation(b.forward(x.clone()), act)));
+            let to = random(50, [m, n]);
+            let added = linear_added(x.clone(), &a, to.clone());
+            assert!(bits(added) == bits(to.clone() + a.forward(x.clone())));
+            assert!(
+                bits(to) == bits(random(50, [m, n])),
+                "another owner's is left alone"
+            );
+        }
+    }
 }
 
 #[test]

@@ -10,7 +10,8 @@ mod config;
 pub use config::{FeatureSelection, LayerIndex, TOWER_TYPES, TowerConfig, TowerKind};
 
 use crate::encoder_layer::{EncoderLayer, EncoderLayerConfig, EncoderLayerNames};
-use crate::layers::{LayerNorm, Linear};
+use crate::layers::{Linear, layer_norm};
+use crate::ops::fused::Norm;
 use crate::weights::Scope;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use kiln_registry::{Error, Result};
@@ -39,7 +40,7 @@ pub struct VisionTower {
     class_embedding: Option<Tensor<1>>,
     patches: Linear,
     position_embedding: Tensor<2>,
-    pre_layernorm: Option<LayerNorm>,
+    pre_layernorm: Option<Norm>,
     layers: Vec<EncoderLayer>,
     device: Device,
 }
@@ -81,7 +82,7 @@ impl VisionTower {
                 .table("weight", [config.tokens(), width])?,
             // The reference's own spelling.
             pre_layernorm: clip
-                .then(|| LayerNorm::load(&scope.at("pre_layrnorm"), width, config.layer_norm_eps))
+                .then(|| layer_norm(&scope.at("pre_layrnorm"), width, config.layer_norm_eps))
                 .transpose()?,
             layers: (0..needed)
                 .map(|i| EncoderLayer::load(layer(&config), &LAYER, &encoder.at(i)))

@@ -1,11 +1,10 @@
 //! Activations, element by element and in place.
 
 use super::{
-    math,
+    math, pool,
     simd::{self, Isa, Kernel},
 };
 use crate::ops::Activation;
-use rayon::prelude::*;
 
 /// Elements of one task; fewer run on the calling thread.
 const CHUNK: usize = 1 << 14;
@@ -15,9 +14,9 @@ pub(super) fn activation(kind: Activation, values: &mut [f32]) {
     if values.len() <= CHUNK {
         return simd::run(Apply { kind, values });
     }
-    values
-        .par_chunks_mut(CHUNK)
-        .for_each(|values| simd::run(Apply { kind, values }));
+    pool::chunks_mut(values, CHUNK, |_, values| {
+        simd::run(Apply { kind, values });
+    });
 }
 
 /// `gate = act(gate) * up`
@@ -25,14 +24,16 @@ pub(super) fn gated(kind: Activation, gate: &mut [f32], up: &[f32]) {
     if gate.len() <= CHUNK {
         return simd::run(Gate { kind, gate, up });
     }
-    gate.par_chunks_mut(CHUNK)
-        .zip(up.par_chunks(CHUNK))
-        .for_each(|(gate, up)| simd::run(Gate { kind, gate, up }));
+    pool::chunks_mut(gate, CHUNK, |i, gate| {
+        let up = &up[i * CHUNK..][..gate.len()];
+        simd::run(Gate { kind, gate, up });
+    });
 }
 
-struct Apply<'a> {
-    kind: Activation,
-    values: &'a mut [f32],
+/// `values = act(values)` on this thread.
+pub(super) struct Apply<'a> {
+    pub(super) kind: Activation,
+    pub(super) values: &'a mut [f32],
 }
 
 impl Kernel for Apply<'_> {

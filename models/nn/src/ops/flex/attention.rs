@@ -10,11 +10,10 @@
 use super::amx;
 use super::{
     element::Element,
-    math,
+    math, pool,
     simd::{self, Isa, Kernel, LANES, Lanes, Level},
 };
 use half::bf16;
-use rayon::prelude::*;
 use std::ops::Range;
 
 /// Keys of a tile.
@@ -99,7 +98,7 @@ fn tasks<'a, E: Element>(
     run: impl Fn(Task<'a, E>) + Send + Sync,
 ) {
     let group = op.heads / op.kv_heads;
-    let threads = rayon::current_num_threads();
+    let threads = pool::threads();
     let mut tokens_out = out.chunks_exact_mut(op.heads * op.head_dim);
     let mut tasks = Vec::new();
     let mut row = 0;
@@ -137,11 +136,7 @@ fn tasks<'a, E: Element>(
         }
         row += sequence.queries;
     }
-    if tasks.len() == 1 || threads == 1 {
-        tasks.into_iter().for_each(run);
-    } else {
-        tasks.into_par_iter().for_each(run);
-    }
+    pool::consume(tasks, run);
 }
 
 /// A range of tokens of one sequence, and the query heads of some KV heads.

@@ -2,7 +2,14 @@
 //! in `f32`. Which instructions do it is the machine's; on one machine it is always the same.
 
 #[cfg(target_arch = "x86_64")]
-use super::{amx, pairs};
+use super::{
+    amx::{
+        self,
+        linear::{Affine, Layer},
+        pack::{Columns, Then},
+    },
+    pairs,
+};
 use super::{
     gemm::{self, Linear},
     memory::Floats,
@@ -43,7 +50,7 @@ impl Unit {
     }
 
     /// The best of this machine.
-    fn best() -> Self {
+    pub(super) fn best() -> Self {
         static BEST: OnceLock<Unit> = OnceLock::new();
         *BEST.get_or_init(|| {
             let best = Self::available().pop();
@@ -69,7 +76,20 @@ pub(super) fn linear_at(unit: Unit, op: Linear<'_, bf16>) -> Floats {
         #[cfg(target_arch = "x86_64")]
         Unit::Pairs => pairs::linear(op),
         #[cfg(target_arch = "x86_64")]
-        Unit::Tiles => amx::linear::linear(op),
+        Unit::Tiles => {
+            let x = Columns::new(op.x, op.k, None);
+            let layer = Layer {
+                affine: Affine {
+                    weight: op.weight,
+                    bias: op.bias,
+                },
+                gated: None,
+                n: op.n,
+                then: Then::Write,
+            };
+            let [out] = amx::linear::linear(&x, [layer]);
+            out
+        }
     }
 }
 

@@ -7,9 +7,9 @@
 
 use super::{
     element::Element,
+    pool,
     simd::{self, Isa, Kernel, LANES, Lanes, Level, Line},
 };
-use rayon::prelude::*;
 use std::ops::Range;
 
 /// Rows from which widening a weight once, ahead of its use, pays.
@@ -74,7 +74,7 @@ pub(super) fn linear_at<E: Element>(level: Level, op: Linear<'_, E>, out: &mut [
     let rows = out.len() / op.n;
     let threads = match out.len() * op.k {
         ..SERIAL => 1,
-        _ => rayon::current_num_threads(),
+        _ => pool::threads(),
     };
     let packed = (rows >= PACK_ROWS).then(|| pack(op.x, op.k));
     // A few tasks for each thread, so that one that is held up holds up little.
@@ -96,15 +96,7 @@ pub(super) fn linear_at<E: Element>(level: Level, op: Linear<'_, E>, out: &mut [
             panel.rows.push(part);
         }
     }
-    if threads == 1 {
-        panels
-            .into_iter()
-            .for_each(|panel| simd::run_at(level, panel));
-    } else {
-        panels
-            .into_par_iter()
-            .for_each(|panel| simd::run_at(level, panel));
-    }
+    pool::consume(panels, |panel| simd::run_at(level, panel));
 }
 
 /// The rows in blocks as they are read: of each block group by group of K, the last filled with
@@ -112,21 +104,19 @@ pub(super) fn linear_at<E: Element>(level: Level, op: Linear<'_, E>, out: &mut [
 fn pack(x: &[f32], k: usize) -> Vec<Line> {
     let groups = k.div_ceil(LANES);
     let mut packed = vec![Line([0.0; LANES]); x.len() / k * groups];
-    packed
-        .par_chunks_mut(BLOCK * groups)
-        .zip(x.par_chunks(BLOCK * k))
-        .for_each(|(packed, x)| {
-            let height = x.len() / k;
-            for (r, row) in x.chunks_exact(k).enumerate() {
-                let (whole, rest) = row.as_chunks::<LANES>();
-                for (s, group) in whole.iter().enumerate() {
-                    packed[s * height + r].0 = *group;
-                }
-                if !rest.is_empty() {
-                    packed[whole.len() * height + r].0 = simd::padded(rest);
-                }
+    pool::chunks_mut(&mut packed, BLOCK * groups, |i, packed| {
+        let x = &x[i * BLOCK * k..];
+        let height = packed.len() / groups;
+        for (r, row) in x.chunks_exact(k).take(height).enumerate() {
+            let (whole, rest) = row.as_chunks::<LANES>();
+            for (s, group) in whole.iter().enumerate() {
+                packed[s * height + r].0 = *group;
             }
-        });
+            if !rest.is_empty() {
+                packed[whole.len() * height + r].0 = simd::padded(rest);
+            }
+        }
+    });
     packed
 }
 

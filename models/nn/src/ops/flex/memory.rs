@@ -23,8 +23,15 @@ pub(super) fn lines(bytes: usize) -> Vec<Line> {
 }
 
 /// A pointer that tasks share, each for a part of its own.
-#[derive(Clone, Copy)]
 pub(super) struct Raw<T>(pub(super) *mut T);
+
+impl<T> Clone for Raw<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Raw<T> {}
 
 // SAFETY: only an address; who dereferences it says why that is sound.
 unsafe impl<T> Send for Raw<T> {}

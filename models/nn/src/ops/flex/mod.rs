@@ -7,6 +7,7 @@ mod attention;
 mod bf16;
 mod cache;
 mod element;
+pub(super) mod fused;
 mod gemm;
 mod int8;
 pub mod limits;
@@ -17,6 +18,7 @@ mod memory;
 mod norm;
 #[cfg(target_arch = "x86_64")]
 mod pairs;
+pub(super) mod pool;
 mod rope;
 pub(super) mod simd;
 #[cfg(test)]
@@ -31,6 +33,7 @@ use gemm::Linear;
 use half::f16;
 use kiln_registry::BatchLayout;
 use memory::Floats;
+use norm::Norm;
 use std::borrow::Cow;
 
 /// Runs `$body` with `$e` standing for the type that `$dtype` names.
@@ -122,7 +125,9 @@ pub(super) fn linear_quantized(
 pub(super) fn rms_norm(x: FlexTensor, weight: FlexTensor, eps: f64) -> FlexTensor {
     let mut x = owned(x);
     let weight = contiguous(weight);
-    norm::rms_norm(x.storage_mut(), &widened(&weight), eps as f32);
+    let weight = &widened(&weight);
+    let eps = eps as f32;
+    Norm::Rms { weight, eps }.apply_all(x.storage_mut());
     x
 }
 
@@ -135,12 +140,12 @@ pub(super) fn layer_norm(
 ) -> FlexTensor {
     let mut x = owned(x);
     let [weight, bias] = [weight, bias].map(contiguous);
-    norm::layer_norm(
-        x.storage_mut(),
-        &widened(&weight),
-        &widened(&bias),
-        eps as f32,
-    );
+    let norm = Norm::Layer {
+        weight: &widened(&weight),
+        bias: &widened(&bias),
+        eps: eps as f32,
+    };
+    norm.apply_all(x.storage_mut());
     x
 }
 

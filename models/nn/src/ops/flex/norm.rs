@@ -1,36 +1,49 @@
 //! Normalisation of rows, in place. A row's sums take 16 lanes and are its own.
 
-use super::simd::{self, Isa, Kernel, LANES, Lanes};
-use rayon::prelude::*;
+use super::{
+    pool,
+    simd::{self, Isa, Kernel, LANES, Lanes},
+};
 
 /// Elements of one task; fewer run on the calling thread.
 const CHUNK: usize = 1 << 14;
 
-/// `x = x / sqrt(mean(x^2) + eps) * weight`, row by row.
-pub(super) fn rms_norm(x: &mut [f32], weight: &[f32], eps: f32) {
-    each_rows(x, weight.len(), |x| simd::run(Rms { x, weight, eps }));
+/// A normalisation of rows.
+#[derive(Clone, Copy)]
+pub(super) enum Norm<'a> {
+    /// `x / sqrt(mean(x^2) + eps) * weight`
+    Rms { weight: &'a [f32], eps: f32 },
+    /// `(x - mean(x)) / sqrt(var(x) + eps) * weight + bias`
+    Layer {
+        weight: &'a [f32],
+        bias: &'a [f32],
+        eps: f32,
+    },
 }
 
-/// `x = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias`, row by row.
-pub(super) fn layer_norm(x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
-    each_rows(x, weight.len(), |x| {
-        simd::run(Layer {
-            x,
-            weight,
-            bias,
-            eps,
-        });
-    });
-}
+impl Norm<'_> {
+    /// Normalises whole rows on this thread.
+    pub(super) fn apply(self, x: &mut [f32]) {
+        match self {
+            Self::Rms { weight, eps } => simd::run(Rms { x, weight, eps }),
+            Self::Layer { weight, bias, eps } => simd::run(Layer {
+                x,
+                weight,
+                bias,
+                eps,
+            }),
+        }
+    }
 
-fn each_rows(x: &mut [f32], n: usize, f: impl Fn(&mut [f32]) + Send + Sync) {
-    if x.is_empty() {
-        return;
+    /// Normalises whole rows on all threads.
+    pub(super) fn apply_all(self, x: &mut [f32]) {
+        let (Self::Rms { weight, .. } | Self::Layer { weight, .. }) = self;
+        let rows = match x.len() {
+            ..=CHUNK => x.len(),
+            _ => (CHUNK / weight.len()).max(1) * weight.len(),
+        };
+        pool::chunks_mut(x, rows.max(1), |_, x| self.apply(x));
     }
-    if x.len() <= CHUNK {
-        return f(x);
-    }
-    x.par_chunks_mut((CHUNK / n).max(1) * n).for_each(f);
 }
 
 struct Rms<'a> {

@@ -7,9 +7,9 @@
 use super::{
     gemm::Linear,
     memory::{Floats, Line, Raw, Room, lines},
+    pool,
 };
 use half::bf16;
-use rayon::prelude::*;
 use std::arch::x86_64::{
     __m512, __m512bh, __m512i, _mm_add_ps, _mm_storeu_ps, _mm256_add_ps, _mm256_castps256_ps128,
     _mm256_extractf128_ps, _mm512_add_ps, _mm512_castpd_ps, _mm512_castps_pd,
@@ -72,19 +72,18 @@ pub(super) fn linear(op: Linear<'_, bf16>) -> Floats {
     if serial || m < ROWS {
         (0..m).for_each(round);
     } else {
-        (0..m).into_par_iter().with_min_len(ROWS).for_each(round);
+        pool::each(m.div_ceil(ROWS), |block| {
+            (block * ROWS..m.min((block + 1) * ROWS)).for_each(round);
+        });
     }
-    let threads = if serial {
-        1
-    } else {
-        rayon::current_num_threads()
-    };
+    let threads = if serial { 1 } else { pool::threads() };
     // A few tasks for each thread, so that one that is held up holds up little.
     let width = match threads {
         1 => op.n,
         _ => op.n.div_ceil(threads * 4).next_multiple_of(PANEL / 2),
     };
-    let range = |first: usize| {
+    let range = |task: usize| {
+        let first = task * width;
         let task = Task {
             op,
             x: x.get(),
@@ -95,12 +94,7 @@ pub(super) fn linear(op: Linear<'_, bf16>) -> Floats {
         // SAFETY: the machine has the instructions, and no other task has these outputs.
         unsafe { task.run(first..op.n.min(first + width)) }
     };
-    if threads == 1 {
-        (0..op.n).step_by(width).for_each(range);
-    } else {
-        let tasks: Vec<usize> = (0..op.n).step_by(width).collect();
-        tasks.into_par_iter().with_max_len(1).for_each(range);
-    }
+    pool::each(op.n.div_ceil(width), range);
     // SAFETY: the tasks wrote every output of every row.
     unsafe { result.written() }
 }

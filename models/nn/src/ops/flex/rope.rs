@@ -1,7 +1,7 @@
 //! Rotary position embedding in Hugging Face's layout, in place: a head's first half turns with
 //! its second.
 
-use rayon::prelude::*;
+use super::pool;
 
 /// Elements of one task; fewer run on the calling thread.
 const CHUNK: usize = 1 << 14;
@@ -12,22 +12,21 @@ pub(super) fn rotary(x: &mut [f32], cos: &[f32], sin: &[f32], heads: usize, half
     if x.is_empty() {
         return;
     }
-    let token = |((x, cos), sin): ((&mut [f32], &[f32]), &[f32])| {
-        for head in x.chunks_exact_mut(2 * half) {
-            let (first, second) = head.split_at_mut(half);
-            for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+    let tokens = if x.len() <= CHUNK {
+        x.len() / width
+    } else {
+        (CHUNK / width).max(1)
+    };
+    pool::chunks_mut(x, tokens * width, |i, x| {
+        let (cos, sin) = (&cos[i * tokens * half..], &sin[i * tokens * half..]);
+        let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
+        for (token, (cos, sin)) in x.chunks_exact_mut(width).zip(angles) {
+            for head in token.chunks_exact_mut(2 * half) {
+                let (first, second) = head.split_at_mut(half);
+                for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                }
             }
         }
-    };
-    if x.len() <= CHUNK {
-        let rows = x.chunks_exact_mut(width).zip(cos.chunks_exact(half));
-        rows.zip(sin.chunks_exact(half)).for_each(token);
-    } else {
-        x.par_chunks_exact_mut(width)
-            .zip(cos.par_chunks_exact(half))
-            .zip(sin.par_chunks_exact(half))
-            .with_min_len((CHUNK / width).max(1))
-            .for_each(token);
-    }
+    });
 }

@@ -5,9 +5,11 @@
 //! is there for the next one, as long as nothing between them runs another kernel on this thread.
 
 pub(super) mod attention;
+mod cursor;
 pub(super) mod int8;
 pub(super) mod linear;
-mod pack;
+pub(super) mod pack;
+mod panel;
 
 use std::arch::asm;
 use std::sync::OnceLock;

@@ -1,11 +1,17 @@
 //! Activations as the matrix unit reads them, and tiles of sums as rows of a result.
 
-use super::super::memory::{Line, Raw, lines};
-use rayon::prelude::*;
+use super::super::{
+    activation::Apply,
+    memory::{Line, Raw, lines},
+    norm::Norm,
+    pool, simd,
+};
+use crate::ops::Activation;
 use std::arch::x86_64::{
-    __m512bh, __m512i, _mm512_add_ps, _mm512_castsi512_ps, _mm512_cvtne2ps_pbh, _mm512_loadu_ps,
-    _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
-    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_unpackhi_epi32,
+    __m512, __m512bh, __m512i, _mm512_add_ps, _mm512_castsi512_ps, _mm512_cvtne2ps_pbh,
+    _mm512_load_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_storeu_epi32,
+    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_store_ps, _mm512_unpackhi_epi32,
     _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 
@@ -16,11 +22,13 @@ pub(super) const STEP: usize = 32;
 
 /// Rows of activations rounded to `bf16`, in groups of up to 16: of each group step by step of K,
 /// of each step the pairs of K one after the other, of each pair the rows side by side.
-pub(super) struct Columns {
+pub(in super::super) struct Columns {
     /// Not empty only in capacity.
     bytes: Vec<Line>,
     /// Rows in all.
-    pub(super) rows: usize,
+    pub(in super::super) rows: usize,
+    /// Elements of a row.
+    pub(in super::super) k: usize,
     /// Rows of each group; the last is filled with zeros.
     pub(super) width: usize,
     pub(super) groups: usize,
@@ -29,8 +37,12 @@ pub(super) struct Columns {
 }
 
 impl Columns {
-    /// Packs `x`: `[rows, k]`, neither of them 0.
-    pub(super) fn new(x: &[f32], k: usize) -> Self {
+    /// Packs `x`: `[rows, k]`, neither of them 0; normalised first if so wished.
+    ///
+    /// # Panics
+    /// When the rows are not whole.
+    pub(in super::super) fn new(x: &[f32], k: usize, norm: Option<Norm<'_>>) -> Self {
+        assert_eq!(x.len() % k, 0, "whole rows");
         let rows = x.len() / k;
         let groups = rows.div_ceil(SIDE);
         let width = rows.div_ceil(groups);
@@ -38,6 +50,7 @@ impl Columns {
         let mut columns = Self {
             bytes: lines(groups * steps * STEP * width * 2),
             rows,
+            k,
             width,
             groups,
             steps,
@@ -46,14 +59,22 @@ impl Columns {
         let start = Raw(columns.bytes.as_mut_ptr().cast::<u8>());
         let group = |g: usize| {
             let x = &x[g * width * k..rows.min((g + 1) * width) * k];
+            let normed = norm.map(|norm| {
+                let mut x = x.to_vec();
+                norm.apply(&mut x);
+                x
+            });
             // SAFETY: kernels of this module run where `available` said yes; the group's bytes
             // lie within the capacity and no other group's do.
-            unsafe { pack_group(x, k, width, start.get().add(g * size)) }
+            unsafe {
+                let to = start.get().add(g * size);
+                pack_group(normed.as_deref().unwrap_or(x), k, width, to);
+            }
         };
         if groups < 4 {
             (0..groups).for_each(group);
         } else {
-            (0..groups).into_par_iter().for_each(group);
+            pool::each(groups, group);
         }
         columns
     }
@@ -146,37 +167,128 @@ pub(super) fn transpose(rows: &mut [__m512i; SIDE]) {
     }
 }
 
-/// Writes a tile of sums (16 outputs by `rows` rows) as rows: `outputs` elements each, `stride`
-/// apart, after adding the biases.
+/// What is done to the sums of a layer before they are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super) enum Then {
+    /// Nothing.
+    Write,
+    /// They go through it; of a gate, its part alone.
+    Activate(Activation),
+    /// They are added to what is there.
+    Add,
+}
+
+/// A tile turned into rows, which are side by side.
+#[repr(C, align(64))]
+struct Square([f32; SIDE * SIDE]);
+
+/// Turns a tile of sums (16 outputs by 16 rows) into rows, and adds the biases.
 ///
 /// # Safety
-/// `tile` is 16 lines, `bias` has `outputs` elements if it is not null, and `out` may be written.
+/// `tile` is 16 lines, `bias` has `outputs` elements if it is not null.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn rows_of(tile: *const f32, bias: *const f32, outputs: usize) -> [__m512; SIDE] {
+    let mask = ((1u32 << outputs) - 1) as u16;
+    let mut lines = [_mm512_setzero_si512(); SIDE];
+    // SAFETY: what the caller promised.
+    let bias = unsafe {
+        for (i, line) in lines.iter_mut().enumerate() {
+            *line = _mm512_loadu_si512(tile.add(i * SIDE).cast());
+        }
+        if bias.is_null() {
+            _mm512_setzero_ps()
+        } else {
+            _mm512_maskz_loadu_ps(mask, bias)
+        }
+    };
+    transpose(&mut lines);
+    // Loops, not closures: a closure is compiled for the baseline.
+    let mut rows = [_mm512_setzero_ps(); SIDE];
+    for (row, line) in rows.iter_mut().zip(lines) {
+        *row = _mm512_add_ps(_mm512_castsi512_ps(line), bias);
+    }
+    rows
+}
+
+/// Writes a tile of sums (16 outputs by `rows` rows) as rows: `outputs` elements each, `stride`
+/// apart, after adding the biases and what is to be done then. `bounds`: rows, outputs, stride.
+///
+/// # Safety
+/// As of [`rows_of`], and `out` may be written; with [`Then::Add`], read.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) unsafe fn write_rows(
     tile: *const f32,
     bias: *const f32,
-    rows: usize,
+    bounds: (usize, usize, usize),
     out: *mut f32,
-    stride: usize,
-    outputs: usize,
+    then: Then,
 ) {
+    let (rows, outputs, stride) = bounds;
     let mask = ((1u32 << outputs) - 1) as u16;
-    let mut lines = [_mm512_setzero_si512(); SIDE];
     // SAFETY: what the caller promised.
     unsafe {
-        for (i, line) in lines.iter_mut().enumerate() {
-            *line = _mm512_loadu_si512(tile.add(i * SIDE).cast());
+        let mut lines = rows_of(tile, bias, outputs);
+        match then {
+            Then::Write => {}
+            Then::Activate(kind) => activate(&mut lines, rows, kind),
+            Then::Add => {
+                for (i, line) in lines.iter_mut().enumerate().take(rows) {
+                    let before = _mm512_maskz_loadu_ps(mask, out.add(i * stride));
+                    *line = _mm512_add_ps(before, *line);
+                }
+            }
         }
-        transpose(&mut lines);
-        let bias = if bias.is_null() {
-            _mm512_setzero_ps()
-        } else {
-            _mm512_maskz_loadu_ps(mask, bias)
-        };
         for (i, line) in lines.iter().enumerate().take(rows) {
-            let sums = _mm512_add_ps(_mm512_castsi512_ps(*line), bias);
-            _mm512_mask_storeu_ps(out.add(i * stride), mask, sums);
+            _mm512_mask_storeu_ps(out.add(i * stride), mask, *line);
+        }
+    }
+}
+
+/// [`write_rows`] of a gate (a tile and its biases) by what it gates.
+///
+/// # Safety
+/// As of [`write_rows`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn write_gated(
+    gate: (*const f32, *const f32),
+    gated: (*const f32, *const f32),
+    bounds: (usize, usize, usize),
+    out: *mut f32,
+    then: Then,
+) {
+    let (rows, outputs, stride) = bounds;
+    let mask = ((1u32 << outputs) - 1) as u16;
+    // SAFETY: what the caller promised.
+    unsafe {
+        let mut lines = rows_of(gate.0, gate.1, outputs);
+        let gated = rows_of(gated.0, gated.1, outputs);
+        if let Then::Activate(kind) = then {
+            activate(&mut lines, rows, kind);
+        }
+        for (i, (line, gated)) in lines.iter().zip(&gated).enumerate().take(rows) {
+            let line = _mm512_mul_ps(*line, *gated);
+            _mm512_mask_storeu_ps(out.add(i * stride), mask, line);
+        }
+    }
+}
+
+/// `rows` of the lines through an activation.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn activate(lines: &mut [__m512; SIDE], rows: usize, kind: Activation) {
+    let mut square = Square([0.0; SIDE * SIDE]);
+    // SAFETY: 16 lines of 16 numbers.
+    unsafe {
+        for (i, line) in lines.iter().enumerate() {
+            _mm512_store_ps(square.0.as_mut_ptr().add(i * SIDE), *line);
+        }
+        let values = &mut square.0[..rows * SIDE];
+        simd::run(Apply { kind, values });
+        for (i, line) in lines.iter_mut().enumerate() {
+            *line = _mm512_load_ps(square.0.as_ptr().add(i * SIDE));
         }
     }
 }

@@ -1,0 +1,204 @@
+//! Linear layers with what stands before and behind them, in one go: on a matrix unit, for weights
+//! of `bf16`. For others there is no such code, and the caller composes.
+
+use crate::ops::fused::{Affine, Ends, Norm};
+use burn::tensor::Tensor;
+
+/// The results of layers that take the same rows; `None` where this machine has no code for them.
+#[cfg(not(target_arch = "x86_64"))]
+pub(in crate::ops) fn linear<const N: usize>(
+    _: &Tensor<2>,
+    _: Option<&Norm>,
+    _: [(&Affine, Ends<'_>); N],
+) -> Option<[Tensor<2>; N]> {
+    None
+}
+
+/// `to + linear(x)`, in place where nothing else has a hold of `to`; gives it back where this
+/// machine has no code for it.
+#[cfg(not(target_arch = "x86_64"))]
+pub(in crate::ops) fn linear_added(
+    _: &Tensor<2>,
+    _: &Affine,
+    to: Tensor<2>,
+) -> Result<Tensor<2>, Tensor<2>> {
+    Err(to)
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(in crate::ops) use tiles::{linear, linear_added};
+
+#[cfg(target_arch = "x86_64")]
+mod tiles {
+    use super::super::{
+        amx::{
+            linear::{self as kernel, Affine as Native, Layer},
+            pack::{Columns, Then},
+        },
+        bf16::Unit,
+        contiguous, dims, norm, owned, slice, tensor, widened,
+    };
+    use super::{Affine, Ends, Norm, Tensor};
+    use crate::work;
+    use burn::{backend::Flex, tensor::DType};
+    use burn_flex::FlexTensor;
+    use std::borrow::Cow;
+
+    /// A layer's operands on the CPU.
+    struct Held {
+        weight: FlexTensor,
+        bias: Option<FlexTensor>,
+    }
+
+    impl Held {
+        /// `None` for another backend, and for other weights.
+        fn new(affine: &Affine) -> Option<Self> {
+            let weight = affine.weight.clone().try_into_primitive::<Flex>().ok()?;
+            let bias = match &affine.bias {
+                Some(bias) => Some(bias.clone().try_into_primitive::<Flex>().ok()?),
+                None => None,
+            };
+            (weight.dtype() == DType::BF16).then(|| Self {
+                weight: contiguous(weight),
+                bias: bias.map(contiguous),
+            })
+        }
+
+        fn outputs(&self) -> usize {
+            let [n, _] = dims(&self.weight);
+            n
+        }
+
+        fn native<'a>(&'a self, bias: Option<&'a Cow<'a, [f32]>>) -> Native<'a> {
+            Native {
+                weight: slice(&self.weight),
+                bias: bias.map(|bias| &**bias),
+            }
+        }
+    }
+
+    /// [`super::super::norm::Norm`] with its parameters held.
+    enum HeldNorm {
+        Rms(FlexTensor, f32),
+        Layer(FlexTensor, FlexTensor, f32),
+    }
+
+    impl HeldNorm {
+        fn new(norm: &Norm) -> Option<Self> {
+            let held = |x: &Tensor<1>| {
+                let x = x.clone().try_into_primitive::<Flex>().ok()?;
+                Some(contiguous(x))
+            };
+            Some(match norm {
+                Norm::Rms { weight, eps } => Self::Rms(held(weight)?, *eps as f32),
+                Norm::Layer { weight, bias, eps } => {
+                    Self::Layer(held(weight)?, held(bias)?, *eps as f32)
+                }
+            })
+        }
+    }
+
+    /// Rows, normalised and packed.
+    fn pack(x: &Tensor<2>, norm: Option<&Norm>) -> Option<Columns> {
+        let x = contiguous(x.clone().try_into_primitive::<Flex>().ok()?);
+        let [_, k] = dims(&x);
+        let x = slice(&x);
+        let Some(norm) = norm else {
+            return Some(Columns::new(x, k, None));
+        };
+        let columns = match HeldNorm::new(norm)? {
+            HeldNorm::Rms(weight, eps) => {
+                let weight = &widened(&weight);
+                Columns::new(x, k, Some(norm::Norm::Rms { weight, eps }))
+            }
+            HeldNorm::Layer(weight, bias, eps) => {
+                let (weight, bias) = (&widened(&weight), &widened(&bias));
+                Columns::new(x, k, Some(norm::Norm::Layer { weight, bias, eps }))
+            }
+        };
+        Some(columns)
+    }
+
+    fn counted(x: &Columns, held: &Held) {
+        work::linear(x.rows, held.outputs(), x.k, DType::BF16);
+    }
+
+    pub(in crate::ops) fn linear<const N: usize>(
+        x: &Tensor<2>,
+        norm: Option<&Norm>,
+        layers: [(&Affine, Ends<'_>); N],
+    ) -> Option<[Tensor<2>; N]> {
+        if Unit::best() != Unit::Tiles {
+            return None;
+        }
+        let mut all = Vec::with_capacity(2 * N);
+        for (affine, ends) in &layers {
+            all.push(Held::new(affine)?);
+            if let Ends::Gate(_, gated) = ends {
+                all.push(Held::new(gated)?);
+            }
+        }
+        let x = pack(x, norm)?;
+        all.iter().for_each(|held| counted(&x, held));
+        let biases: Vec<_> = all
+            .iter()
+            .map(|held| held.bias.as_ref().map(widened))
+            .collect();
+        let mut natives = all
+            .iter()
+            .zip(&biases)
+            .map(|(held, bias)| held.native(bias.as_ref()));
+        let mut next = || {
+            natives
+                .next()
+                .unwrap_or_else(|| unreachable!("one a layer"))
+        };
+        let outputs = layers.map(|(affine, _)| affine.weight.dims()[0]);
+        let mut n = outputs.into_iter();
+        let native = layers.map(|(_, ends)| Layer {
+            affine: next(),
+            gated: matches!(ends, Ends::Gate(..)).then(&mut next),
+            n: n.next().unwrap_or_default(),
+            then: match ends {
+                Ends::Nothing => Then::Write,
+                Ends::Activation(kind) | Ends::Gate(kind, _) => Then::Activate(kind),
+            },
+        });
+        let mut n = outputs.into_iter();
+        Some(kernel::linear(&x, native).map(|out| {
+            let shape = [x.rows, n.next().unwrap_or_default()];
+            Tensor::from_primitive::<Flex>(tensor(out, shape))
+        }))
+    }
+
+    pub(in crate::ops) fn linear_added(
+        x: &Tensor<2>,
+        affine: &Affine,
+        to: Tensor<2>,
+    ) -> Result<Tensor<2>, Tensor<2>> {
+        if Unit::best() != Unit::Tiles {
+            return Err(to);
+        }
+        let Some((held, x)) = Held::new(affine).zip(pack(x, None)) else {
+            return Err(to);
+        };
+        counted(&x, &held);
+        // What is of the CPU like its weight.
+        let Ok(to) = to.try_into_primitive::<Flex>() else {
+            unreachable!("operands are on one device")
+        };
+        let mut to = owned(to);
+        let bias = held.bias.as_ref().map(widened);
+        let layer = Layer {
+            affine: held.native(bias.as_ref()),
+            gated: None,
+            n: held.outputs(),
+            then: Then::Add,
+        };
+        let out: &mut [f32] = to.storage_mut();
+        assert_eq!(out.len(), x.rows * layer.n, "a sum for each output");
+        // SAFETY: the numbers are this tensor's alone.
+        unsafe { kernel::linear_to(&x, [layer], [out.as_mut_ptr()]) };
+        Ok(Tensor::from_primitive::<Flex>(to))
+    }
+}
