@@ -376,3 +376,6 @@ fn aligned(data: &Bytes, dtype: DType) -> TensorBytes {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -136,6 +136,15 @@ impl QuantizedWeight {
         self.data.dims()[0] + self.scales.dims()[0] * size_of::<f32>()
     }
 
+    /// Its numbers and scales.
+    #[cfg(test)]
+    pub(crate) fn parts(&self) -> (TensorData, TensorData) {
+        (
+            self.data.clone().into_data(),
+            self.scales.clone().into_data(),
+        )
+    }
+
     /// What it stands for.
     ///
     /// # Shapes

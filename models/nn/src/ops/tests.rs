@@ -176,6 +176,25 @@ fn quantized_weights_are_as_near_as_their_bits_allow() {
     }
 }
 
+/// Of a row of eight bits, a number far beyond the others would leave these next to nothing.
+#[test]
+fn a_number_far_beyond_the_others_costs_them_nothing() {
+    let (n, k) = (40, 512);
+    let mut x = numbers(60, k);
+    let mut weight = numbers(61, n * k);
+    x[7] = 400.0;
+    weight.iter_mut().skip(7).step_by(k).for_each(|w| *w = 0.0);
+    let x = tensor(x, [1, k]);
+    for kind in KINDS_OF_QUANTIZATION {
+        let weight = QuantizedWeight::new(tensor(weight.clone(), [n, k]), kind);
+        let exact = linear(x.clone(), weight.widened(), None);
+        let off = linear_quantized(x.clone(), &weight, None) - exact.clone();
+        let square = |x: Tensor<2>| host(x.square().mean())[0];
+        let error = (square(off) / square(exact)).sqrt();
+        assert!(error < 0.04, "{kind:?}: {error}");
+    }
+}
+
 /// What is no number shows; what is none of a row's business does not.
 #[test]
 fn a_row_that_is_no_number_says_so() {
@@ -188,6 +207,21 @@ fn a_row_that_is_no_number_says_so() {
         assert!(out[40..].iter().all(|v| v.is_finite()), "{kind:?}");
         let zeros = linear_quantized(tensor(vec![0.0; 200], [1, 200]), &weight, None);
         assert!(host(zeros).iter().all(|v| *v == 0.0), "{kind:?}");
+    }
+}
+
+/// Sums of the greatest numbers over the longest row fit 32 bits.
+#[test]
+fn the_longest_row_is_exact() {
+    let k = QuantizedWeight::MAX_K;
+    let x = tensor(vec![1.0; k], [1, k]);
+    for kind in KINDS_OF_QUANTIZATION {
+        let weight = QuantizedWeight::new(tensor(vec![-1.0; 3 * k], [3, k]), kind);
+        let out = host(linear_quantized(x.clone(), &weight, None));
+        for value in out {
+            let off = (value / -(k as f32) - 1.0).abs();
+            assert!(off < 0.01, "{kind:?}: {value}");
+        }
     }
 }
 

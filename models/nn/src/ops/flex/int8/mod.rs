@@ -20,13 +20,13 @@ pub(super) use vnni::write;
 use super::amx;
 use super::{
     memory::{Floats, Line, Room, lines},
+    pool,
     simd::{self, Level},
 };
 use crate::ops::{
     Quantization,
     quantized::{GROUP, HIGH, Packing, STEP_BYTES_8},
 };
-use rayon::prelude::*;
 use std::ops::Range;
 
 /// Groups of outputs that are multiplied side by side.
@@ -146,7 +146,7 @@ pub(super) fn linear_at(unit: Unit, op: Quantized<'_>) -> Floats {
     let pairs = groups.div_ceil(SIDE_BY_SIDE);
     let threads = match m * n * k {
         ..SERIAL => 1,
-        _ => rayon::current_num_threads(),
+        _ => pool::threads(),
     };
     // A few tasks for each thread, so that one that is held up holds up little.
     let width = match threads {
@@ -163,12 +163,7 @@ pub(super) fn linear_at(unit: Unit, op: Quantized<'_>) -> Floats {
         // SAFETY: no other task has these outputs.
         unsafe { run(unit, op, &rows, first..last, out) }
     };
-    if threads == 1 {
-        (0..pairs).step_by(width).for_each(range);
-    } else {
-        let tasks: Vec<usize> = (0..pairs).step_by(width).collect();
-        tasks.into_par_iter().with_max_len(1).for_each(range);
-    }
+    pool::each(pairs.div_ceil(width), |i| range(i * width));
     // SAFETY: the tasks wrote every output of every row.
     unsafe { result.written() }
 }

@@ -1,8 +1,10 @@
 //! Rows of activations, rounded to whole numbers.
 
-use super::super::simd::{self, Isa, Kernel};
+use super::super::{
+    pool,
+    simd::{self, Isa, Kernel},
+};
 use crate::ops::quantized::{CLIP, HIGH, MOST, STEP};
-use rayon::prelude::*;
 
 /// Rows of a tile of a matrix unit.
 const TILE: usize = 16;
@@ -63,23 +65,24 @@ impl Rows {
             seconds: Vec::new(),
         };
         rows.seconds.resize_with(tiles, Seconds::default);
-        let parts = rows.numbers.par_chunks_mut(width * steps);
-        let parts = parts.zip(rows.scales.par_chunks_mut(width));
-        let parts = parts.zip(rows.sums.par_chunks_mut(width));
-        let parts = parts.zip(&mut rows.seconds).zip(x.par_chunks(width * k));
-        parts.with_min_len(CHUNK.div_ceil(width * k)).for_each(
-            |((((numbers, scales), sums), seconds), x)| {
-                simd::run(Round {
-                    x,
-                    k,
-                    width,
-                    numbers,
-                    scales,
-                    sums,
-                    seconds,
-                });
-            },
-        );
+        let tasks = rows.numbers.chunks_mut(width * steps);
+        let tasks = tasks.zip(rows.scales.chunks_mut(width));
+        let tasks = tasks.zip(rows.sums.chunks_mut(width));
+        let tasks = tasks.zip(&mut rows.seconds).zip(x.chunks(width * k));
+        let tasks = tasks.map(|((((numbers, scales), sums), seconds), x)| Round {
+            x,
+            k,
+            width,
+            numbers,
+            scales,
+            sums,
+            seconds,
+        });
+        if x.len() <= CHUNK {
+            tasks.for_each(simd::run);
+        } else {
+            pool::consume(tasks.collect(), simd::run);
+        }
         rows
     }
 
