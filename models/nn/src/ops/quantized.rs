@@ -42,7 +42,7 @@ pub(super) const STEP_BYTES_4: usize = LINE + PARTS * LINES * LINE;
 /// Multiples of a row's mean magnitude up to which its activations are of eight bits: the step is
 /// the 127th part of that, or of the greatest magnitude if that is less. A greater one saves second
 /// numbers and costs precision; `xtask/quality` measures what.
-pub(super) const CLIP: f32 = 5.0;
+pub(super) const CLIP: f32 = 6.0;
 /// Steps of a second number of an activation.
 pub(super) const HIGH: i32 = 128;
 /// The greatest number of steps of an activation: of eight bits in units of [`HIGH`].
