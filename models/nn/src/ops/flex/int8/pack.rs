@@ -160,8 +160,7 @@ fn nearest_scale<I: Isa, T: Element>(row: &[T], most: f32) -> f32 {
 /// Within eight bits.
 #[inline(always)]
 fn cut(x: f32) -> f32 {
-    let x = if x > -127.0 { x } else { -127.0 };
-    if x < 127.0 { x } else { 127.0 }
+    x.clamp(-127.0, 127.0)
 }
 
 /// A part of each row, in units of its scale and within eight bits: of each element of K a lane for
@@ -288,7 +287,7 @@ impl Ramp {
             base: [0.0; GROUP],
         };
         for l in 0..GROUP {
-            let slope = whole(slope[l]).max(1.0).min(255.0);
+            let slope = whole(slope[l]).clamp(1.0, 255.0);
             let base = whole(number[l] + 128.0 - place[l] * slope * (1.0 / 16.0));
             // Rounded, 16 bits become eight.
             let most = ((4087 - 15 * slope as i32) >> 4) as f32;
@@ -304,7 +303,7 @@ impl Ramp {
         let mut nearest = [0.0; GROUP];
         for l in 0..GROUP {
             let at = (units(number[l]) - self.base[l]) * inverse[l];
-            nearest[l] = whole(at.max(0.0).min(15.0));
+            nearest[l] = whole(at.clamp(0.0, 15.0));
         }
         nearest
     }
