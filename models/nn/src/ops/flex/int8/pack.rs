@@ -310,11 +310,7 @@ impl Ramp {
 
     #[inline(always)]
     fn inverse(&self) -> Lanes {
-        let mut inverse = [0.0; GROUP];
-        for l in 0..GROUP {
-            inverse[l] = 1.0 / self.slope[l];
-        }
-        inverse
+        self.slope.map(f32::recip)
     }
 
     /// The one that errs least if each number keeps its place.
