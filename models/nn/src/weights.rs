@@ -236,11 +236,10 @@ impl Scope<'_> {
         self.weights.quantize
     }
 
-    /// A linear layer's weight, rounded to a few bits: one tensor after the other, so that no more
-    /// than one of them is there twice.
+    /// A linear layer's weight, rounded to a few bits, from the mapped file as it lies there.
     ///
     /// # Errors
-    /// As [`weight`](Self::weight).
+    /// As [`weight`](Self::weight), and when a row is too long for sums of 32 bits.
     pub fn quantized(
         &self,
         name: &str,
@@ -248,9 +247,16 @@ impl Scope<'_> {
         kind: Quantization,
     ) -> Result<QuantizedWeight> {
         let (data, wanted) = self.weights.take(&self.name(name), &shape, true)?;
+        if shape[1] > QuantizedWeight::MAX_K {
+            let what = format!(
+                "has rows of {} elements; {} can be quantized",
+                shape[1],
+                QuantizedWeight::MAX_K
+            );
+            return Err(Error::tensor(self.name(name), what));
+        }
         let wide = shape[0] * shape[1] * wanted.size();
-        let stored = data.dtype();
-        let weight = QuantizedWeight::new(self.place(data, stored), kind);
+        let weight = QuantizedWeight::from_data(&data, kind, self.weights.device);
         let mut used = self.weights.used.borrow_mut();
         used.bytes = used.bytes - wide + weight.bytes();
         Ok(weight)
@@ -370,3 +376,6 @@ fn aligned(data: &Bytes, dtype: DType) -> TensorBytes {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,7 @@ use kiln_engine::{
     Engine, EngineOptions, Generation, MediaInput, Message, PromptInput, Request, SamplingParams,
 };
 use kiln_llava as _;
-use kiln_registry::{HostTensor, MediaItem};
+use kiln_registry::{HostTensor, MediaItem, Quantization};
 use std::collections::VecDeque;
 use std::io::Write;
 use std::path::PathBuf;
@@ -31,6 +31,9 @@ struct Args {
     /// Scenes.
     #[arg(long, default_value_t = 100)]
     count: u64,
+    /// Weights rounded as they are loaded: q8 or q4.
+    #[arg(long, value_name = "KIND")]
+    quantize: Option<Quantization>,
     /// Wrong answers to print.
     #[arg(long, default_value_t = 0)]
     show: usize,
@@ -38,7 +41,9 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let engine = Engine::load(&args.model, &EngineOptions::default())?;
+    let mut options = EngineOptions::default();
+    options.model.quantize = args.quantize;
+    let engine = Engine::load(&args.model, &options)?;
     let mut tally = Tally::new(args.show);
     let mut awaited = VecDeque::new();
     for index in 0..args.count {

@@ -3,7 +3,7 @@
 
 use super::{
     Activation, Quantization,
-    quantized::{BLOCK, BLOCK_BYTES_4, GROUP, PART, PARTS, Packing},
+    quantized::{CLIP, GROUP, LINE, LINES, MOST, PART, PARTS, Packing, STEP, STEP_BYTES_4},
 };
 use burn::tensor::{
     Bool, DType, FloatDType, IndexingUpdateOp, Int, IntDType, Tensor, TensorData,
@@ -31,51 +31,60 @@ pub(super) fn linear_quantized(
     linear(rounded(x), widened(data, scales, packing), bias)
 }
 
-/// Rows as a linear layer on a quantized weight takes them: each block a whole number of steps,
-/// 127 of which are its greatest magnitude.
+/// Rows as a linear layer on a quantized weight takes them: whole numbers of a step that follows
+/// the mean magnitude, or the greatest where that is near.
 fn rounded(x: Tensor<2>) -> Tensor<2> {
     /// Adding and taking it away rounds to a whole number, ties to even.
     const ROUND: f32 = 12_582_912.0;
-    let [m, k] = x.dims();
-    let blocks = k.div_ceil(BLOCK);
-    let x = x.pad((0, blocks * BLOCK - k, 0, 0), 0.0);
-    let x: Tensor<3> = x.reshape([m, blocks, BLOCK]);
-    let most = x.clone().abs().max_dim(2);
+    let [_, k] = x.dims();
+    let most = x.clone().abs().max_dim(1);
     let tiny = most.clone().lower_equal_elem(1e-30);
-    let inverse = (most.clone().recip() * 127.0).mask_fill(tiny, 0.0);
-    let steps = (x * inverse + ROUND) - ROUND;
-    let x: Tensor<2> = (steps * (most / 127.0)).reshape([m, blocks * BLOCK]);
-    x.narrow(1, 0, k)
+    let finest = (most.clone().recip() * MOST).mask_fill(tiny, 0.0);
+    // Of whole numbers, so that the sum is the same in any order.
+    let total = (x.clone().abs() * finest.clone() + ROUND) - ROUND;
+    let total = total.cast(DType::F64).sum_dim(1).cast(DType::F32);
+    let clip = (total * (CLIP / k as f32)).clamp_max(MOST);
+    let steps = (clip * (1.0 / 127.0)).clamp_min(1.0);
+    let numbers = (x * (finest * steps.clone().recip()) + ROUND) - ROUND;
+    numbers * (most * (1.0 / MOST) * steps)
 }
 
 /// [`super::QuantizedWeight::widened`]
 pub(super) fn widened(data: Tensor<1, Int>, scales: Tensor<1>, packing: Packing) -> Tensor<2> {
-    let (groups, blocks) = (packing.groups(), packing.blocks());
+    let (groups, steps) = (packing.groups(), packing.steps());
     let data = data.cast(IntDType::I32);
-    let weight: Tensor<2> = match packing.kind {
-        Quantization::Q8 => {
-            let numbers: Tensor<5, Int> = data.reshape([groups, blocks, BLOCK / 4, GROUP, 4]);
-            let numbers = numbers.permute([0, 3, 1, 2, 4]).float();
-            let numbers: Tensor<3> = numbers.reshape([groups * GROUP, blocks, BLOCK]);
-            let scales: Tensor<3> = scales.reshape([groups, blocks, GROUP]).swap_dims(1, 2);
-            (numbers * scales.reshape([groups * GROUP, blocks, 1])).flatten(1, 2)
-        }
+    let numbers: Tensor<6, Int> = match packing.kind {
+        Quantization::Q8 => data.reshape([groups, steps, STEP / 4, GROUP, 2, 2]),
         Quantization::Q4 => {
-            let data: Tensor<3, Int> = data.reshape([groups, blocks, BLOCK_BYTES_4]);
-            let steps = data.clone().narrow(2, 0, PARTS * GROUP);
-            let steps: Tensor<6, Int> = steps.reshape([groups, blocks, PARTS, 1, GROUP, 1]);
-            let (step, zero) = (steps.clone() % 16 + 1, steps / 16);
-            let numbers = data.narrow(2, PARTS * GROUP, BLOCK * GROUP / 2);
-            let shape = [groups, blocks, PARTS, PART / 8, GROUP, 4];
-            let numbers: Tensor<6, Int> = numbers.reshape(shape);
-            let numbers = Tensor::cat(vec![numbers.clone() % 16, numbers / 16], 3);
-            let numbers = ((numbers - zero) * step)
-                .permute([0, 4, 1, 2, 3, 5])
-                .float();
-            let numbers: Tensor<2> = numbers.reshape([groups * GROUP, blocks * BLOCK]);
-            numbers * scales.reshape([groups * GROUP, 1])
+            let data: Tensor<3, Int> = data.reshape([groups, steps, STEP_BYTES_4]);
+            // Output by output: the quarters of the lines, of each the lines.
+            let head: Tensor<6, Int> =
+                data.clone()
+                    .narrow(2, 0, LINE)
+                    .reshape([groups * steps, 4, PARTS, LINES, 1, 2]);
+            let head = head.permute([0, 2, 1, 3, 4, 5]);
+            let (slope, base) = (head.clone().narrow(5, 0, 1), head.narrow(5, 1, 1));
+            let bytes: Tensor<6, Int> = data.narrow(2, LINE, PARTS * LINES * LINE).reshape([
+                groups * steps,
+                PARTS,
+                LINES,
+                4,
+                1,
+                16,
+            ]);
+            let bytes = bytes.permute([0, 1, 3, 2, 4, 5]);
+            let numbers = Tensor::cat(vec![bytes.clone() % 16, bytes / 16], 4);
+            let numbers: Tensor<6, Int> =
+                numbers.reshape([groups * steps, PARTS, 4, LINES, 1, PART]);
+            let numbers = (numbers * slope + base * 16 + 8) / 16 - 128;
+            let numbers = numbers.reshape([groups * steps, PARTS, GROUP, PART / 4, 2, 2]);
+            let numbers = numbers.permute([0, 1, 3, 2, 4, 5]);
+            numbers.reshape([groups, steps, STEP / 4, GROUP, 2, 2])
         }
     };
+    let weight = numbers.permute([0, 3, 1, 2, 4, 5]).float();
+    let weight: Tensor<2> = weight.reshape([groups * GROUP, steps * STEP]);
+    let weight = weight * scales.reshape([groups * GROUP, 1]);
     weight.slice([0..packing.n, 0..packing.k])
 }
 

@@ -86,6 +86,18 @@ fn assert_near<const D: usize>(native: Tensor<D>, twin: Tensor<D>, tolerance: f3
     }
 }
 
+/// Numbers in -1..1, but a few far beyond.
+fn spiky(seed: u64, shape: [usize; 2]) -> Tensor<2> {
+    let mut values = numbers(seed, shape[0] * shape[1]);
+    let places = numbers(seed + 1000, values.len() / 200);
+    for place in places {
+        let at = ((place + 1.0) / 2.0 * values.len() as f32) as usize;
+        let last = values.len() - 1;
+        values[at.min(last)] *= 50.0;
+    }
+    tensor(values, shape)
+}
+
 const KINDS_OF_QUANTIZATION: [Quantization; 2] = [Quantization::Q8, Quantization::Q4];
 
 proptest! {
@@ -99,7 +111,7 @@ proptest! {
         dtype in 0usize..3,
         biased: bool,
     ) {
-        let x = random(1, [m, k]);
+        let x = spiky(1, [m, k]);
         let weight = random(2, [n, k]).cast(DTYPES[dtype]);
         let bias = biased.then(|| random(3, [n]));
         for kind in KINDS_OF_QUANTIZATION {
@@ -126,7 +138,7 @@ proptest! {
         n in 1usize..90,
         k in prop_oneof![1usize..300, 1000usize..1300],
     ) {
-        let x = random(4, [m, k]);
+        let x = spiky(4, [m, k]);
         for kind in KINDS_OF_QUANTIZATION {
             let weight = QuantizedWeight::new(random(5, [n, k]), kind);
             let all = bits(linear_quantized(x.clone(), &weight, None));
@@ -164,6 +176,25 @@ fn quantized_weights_are_as_near_as_their_bits_allow() {
     }
 }
 
+/// Of a row of eight bits, a number far beyond the others would leave these next to nothing.
+#[test]
+fn a_number_far_beyond_the_others_costs_them_nothing() {
+    let (n, k) = (40, 512);
+    let mut x = numbers(60, k);
+    let mut weight = numbers(61, n * k);
+    x[7] = 400.0;
+    weight.iter_mut().skip(7).step_by(k).for_each(|w| *w = 0.0);
+    let x = tensor(x, [1, k]);
+    for kind in KINDS_OF_QUANTIZATION {
+        let weight = QuantizedWeight::new(tensor(weight.clone(), [n, k]), kind);
+        let exact = linear(x.clone(), weight.widened(), None);
+        let off = linear_quantized(x.clone(), &weight, None) - exact.clone();
+        let square = |x: Tensor<2>| host(x.square().mean())[0];
+        let error = (square(off) / square(exact)).sqrt();
+        assert!(error < 0.04, "{kind:?}: {error}");
+    }
+}
+
 /// What is no number shows; what is none of a row's business does not.
 #[test]
 fn a_row_that_is_no_number_says_so() {
@@ -176,6 +207,21 @@ fn a_row_that_is_no_number_says_so() {
         assert!(out[40..].iter().all(|v| v.is_finite()), "{kind:?}");
         let zeros = linear_quantized(tensor(vec![0.0; 200], [1, 200]), &weight, None);
         assert!(host(zeros).iter().all(|v| *v == 0.0), "{kind:?}");
+    }
+}
+
+/// Sums of the greatest numbers over the longest row fit 32 bits.
+#[test]
+fn the_longest_row_is_exact() {
+    let k = QuantizedWeight::MAX_K;
+    let x = tensor(vec![1.0; k], [1, k]);
+    for kind in KINDS_OF_QUANTIZATION {
+        let weight = QuantizedWeight::new(tensor(vec![-1.0; 3 * k], [3, k]), kind);
+        let out = host(linear_quantized(x.clone(), &weight, None));
+        for value in out {
+            let off = (value / -(k as f32) - 1.0).abs();
+            assert!(off < 0.01, "{kind:?}: {value}");
+        }
     }
 }
 

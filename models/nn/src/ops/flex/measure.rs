@@ -18,13 +18,13 @@ use super::{
     simd::Level,
 };
 use crate::ops::Quantization;
-use crate::ops::quantized::Packing;
+use crate::ops::quantized::{GROUP, Packing};
 use rayon::prelude::*;
 use std::hint::black_box;
 use std::time::Instant;
 
 /// `[m]`, `(k, n)`
-const ROWS: [usize; 8] = [1, 8, 32, 64, 256, 576, 607, 2371];
+const ROWS: [usize; 3] = [1, 8, 576];
 const SHAPES: [(usize, usize); 4] = [(1024, 4096), (4096, 1024), (1024, 1024), (1024, 32064)];
 /// Bytes of the weights that take turns.
 const POOL: usize = 600 << 20;
@@ -144,9 +144,9 @@ fn near_its_limits() {
             let shape = (m, k, n);
             for unit in Unit::available() {
                 let (name, limit) = match unit {
-                    Unit::Widened(Level::Avx512) => ("f32", Limit::Singles),
+                    Unit::Widened(Level::Avx512) => continue,
                     Unit::Widened(_) => continue,
-                    Unit::Pairs => ("bf16 p", Limit::Pairs),
+                    Unit::Pairs => continue,
                     Unit::Tiles => ("bf16 t", Limit::Tiles),
                 };
                 let bytes = if name == "f32" { 4 } else { 2 } * k * n;
@@ -196,8 +196,8 @@ fn near_its_limits() {
             }
             for kind in [Quantization::Q8, Quantization::Q4] {
                 let packing = Packing { kind, n, k };
-                let data = packing.groups() * packing.blocks() * packing.block_bytes();
-                let scales = vec![0.01; packing.groups() * packing.group_scales()];
+                let data = packing.groups() * packing.group_bytes();
+                let scales = vec![0.01; packing.groups() * GROUP];
                 let bytes = data + scales.len() * 4;
                 let name = if kind == Quantization::Q8 { "q8" } else { "q4" };
                 let limit = if tiles {

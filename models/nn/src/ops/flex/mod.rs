@@ -26,7 +26,7 @@ mod tests;
 
 use super::{Activation, Quantization, quantized::Packing};
 use attention::{Attention, Sequence};
-use burn::tensor::{DType, Element as _, Shape};
+use burn::tensor::{DType, Element as _, Shape, TensorData};
 use burn_flex::{FlexTensor, Layout};
 use element::Element;
 use gemm::Linear;
@@ -86,6 +86,14 @@ pub(super) fn linear(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>
         }
     };
     tensor(out, [m, n])
+}
+
+/// A weight's numbers as kernels read them, group by group, and its scales.
+pub(super) fn pack(weight: &TensorData, packing: Packing) -> (bytes::Bytes, Vec<f32>) {
+    with_element!(weight.dtype(), E => {
+        let weight = weight.as_slice::<E>().expect("numbers of this type");
+        int8::pack(weight, packing)
+    })
 }
 
 /// [`super::linear_quantized`]

@@ -1,30 +1,48 @@
 //! The product of numbers of eight bits on tiles: rows as they are, by weights as they are packed.
 //!
-//! A block of K is two products of tiles. Its sums leave the tiles for the scales while the matrix
-//! unit has the next block. Rows are loaded past the first-level cache, in which the weights would
-//! not stay otherwise.
+//! Sums stay in the tiles over a pass of K, of which the weights stay in the first-level cache while
+//! all rows go by; rows are loaded past it. Between passes sums lie in memory. Second numbers of
+//! rows, where there are some, are multiplied when the last pass is done. Weights that come from memory
+//! are fetched ahead, a part of the next groups with each step of these.
 
 use super::{
-    super::int8::{Out, Rows, Slab, write},
+    super::{
+        int8::{Out, Rows, Slab, write},
+        memory::{Line, lines},
+    },
     Tiles,
 };
-use crate::ops::quantized::{BLOCK, BLOCK_BYTES_8, GROUP};
+use crate::ops::quantized::{GROUP, STEP, STEP_BYTES_8};
 use std::arch::asm;
-use std::arch::x86_64::{
-    _mm512_cvtepi32_ps, _mm512_fmadd_ps, _mm512_load_ps, _mm512_load_si512, _mm512_loadu_ps,
-    _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_store_ps,
-};
+use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch, _mm512_load_si512, _mm512_setzero_si512};
 use std::ops::Range;
 
-/// Lanes of four tiles: of two by two, tile by tile and row by row.
-#[repr(C, align(64))]
-struct Four<T>([[[T; GROUP]; 16]; 4]);
+/// Steps of a pass: the weights of two groups take 32 KiB.
+const DEPTH: usize = 16;
+/// Bytes of a tile of sums.
+const TILE: usize = 16 * GROUP * 4;
 
-struct Work {
-    /// Of the last block, and of the one before.
-    sums: [Four<i32>; 2],
-    /// Of all blocks so far.
-    acc: Four<f32>,
+/// Sums between passes: of two by two tiles, tile by tile and row by row.
+pub(in super::super) struct Sums {
+    lines: Vec<Line>,
+    /// Of second numbers: two tiles.
+    seconds: Vec<Line>,
+}
+
+impl Sums {
+    /// For as many tiles of rows.
+    pub(in super::super) fn new(rows: &Rows, tiles: usize) -> Self {
+        // Of one pass, nothing is kept.
+        let pairs = if rows.steps > DEPTH {
+            tiles.div_ceil(2)
+        } else {
+            1
+        };
+        Self {
+            lines: lines(pairs * 4 * TILE),
+            seconds: lines(2 * TILE),
+        }
+    }
 }
 
 /// Tiles 0 to 3 for sums, 4 and 5 for rows, 6 and 7 for weights.
@@ -38,9 +56,9 @@ pub(in super::super) unsafe fn tiles(rows: usize) -> Tiles {
 
 /// Tiles of rows that stay in the second-level cache while all weights go by: two at least.
 pub(in super::super) fn block(rows: &Rows) -> usize {
-    /// About half of the cache.
-    const BYTES: usize = 1 << 20;
-    let tile = rows.width * rows.blocks * BLOCK;
+    /// What the cache holds beside weights and sums.
+    const BYTES: usize = 5 << 18;
+    let tile = rows.width * rows.steps * STEP;
     let most = (BYTES / tile / 2).max(1) * 2;
     rows.tiles
         .div_ceil(rows.tiles.div_ceil(most))
@@ -50,142 +68,224 @@ pub(in super::super) fn block(rows: &Rows) -> usize {
 /// Some groups for some tiles of rows.
 ///
 /// # Safety
-/// The tiles are those of [`tiles`] for these rows, and nothing else writes these outputs.
+/// The tiles are those of [`tiles`] for these rows, `sums` is of as many, and nothing else writes
+/// these outputs. `next` is where the next groups will be read, if that is worth fetching ahead.
 #[target_feature(enable = "avx512f")]
 pub(in super::super) unsafe fn multiply(
     rows: &Rows,
     tiles: Range<usize>,
     slabs: &[Slab<'_>],
+    next: Option<*const u8>,
+    sums: &mut Sums,
     out: Out<'_>,
 ) {
-    let mut work = Work {
-        sums: [const { Four([[[0; GROUP]; 16]; 4]) }; 2],
-        acc: Four([[[0.0; GROUP]; 16]; 4]),
-    };
-    for first in tiles.clone().step_by(2) {
-        let high = 2.min(tiles.end - first);
-        // SAFETY: what the caller promised.
-        unsafe { pair(rows, first, high, slabs, &mut work, out) };
+    let ahead = next.map(|start| Ahead {
+        start,
+        group: rows.steps * STEP_BYTES_8,
+        lines: LINES_OF_STEP.div_ceil(tiles.len().div_ceil(2)),
+    });
+    let passes = rows.steps.div_ceil(DEPTH);
+    // Of about the same length.
+    let depth = rows.steps.div_ceil(passes);
+    for pass in 0..passes {
+        let steps = pass * depth..rows.steps.min((pass + 1) * depth);
+        for (pair, first) in tiles.clone().step_by(2).enumerate() {
+            let kept: *mut u8 = sums.lines.as_mut_ptr().cast();
+            let room = if passes > 1 { pair } else { 0 };
+            let at = Pair {
+                first,
+                high: 2.min(tiles.end - first),
+                sums: kept.wrapping_add(room * 4 * TILE),
+                ahead: ahead.map(|ahead| (ahead, pair)),
+            };
+            // SAFETY: what the caller promised.
+            unsafe {
+                at.add(rows, steps.clone(), slabs, pass > 0);
+                if pass + 1 == passes {
+                    at.finish(rows, slabs, sums.seconds.as_mut_ptr().cast(), out);
+                }
+            }
+        }
     }
 }
 
-/// One or two tiles of rows by one or two groups.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn pair(
-    rows: &Rows,
+/// One or two tiles of rows.
+struct Pair {
     first: usize,
     high: usize,
-    slabs: &[Slab<'_>],
-    work: &mut Work,
-    out: Out<'_>,
-) {
-    let Work { sums, acc } = work;
-    let stride = rows.blocks * BLOCK;
-    // Where there is one, it stands for the other, whose sums are not looked at.
-    let other = slabs.len() - 1;
-    for b in 0..rows.blocks {
-        let a0 = rows.at(first * rows.width, b);
-        let a1 = rows.at((first + high - 1) * rows.width, b);
-        let b0 = slabs[0].numbers[b * BLOCK_BYTES_8..].as_ptr();
-        let b1 = slabs[other].numbers[b * BLOCK_BYTES_8..].as_ptr();
-        // SAFETY: two tiles of each row block and of each group.
+    /// Room for four tiles.
+    sums: *mut u8,
+    /// What to fetch, and the number of this pair.
+    ahead: Option<(Ahead, usize)>,
+}
+
+/// Lines of a step of two groups.
+const LINES_OF_STEP: usize = 2 * STEP_BYTES_8 / 64;
+
+/// The next two groups.
+#[derive(Clone, Copy)]
+struct Ahead {
+    start: *const u8,
+    /// Bytes of a group.
+    group: usize,
+    /// Lines of a step that each pair of tiles of rows fetches.
+    lines: usize,
+}
+
+impl Ahead {
+    /// Fetches a pair's share of a step.
+    #[inline]
+    fn fetch(self, pair: usize, step: usize) {
+        let first = pair * self.lines;
+        for line in first..LINES_OF_STEP.min(first + self.lines) {
+            let (group, line) = (line / (LINES_OF_STEP / 2), line % (LINES_OF_STEP / 2));
+            let at = group * self.group + step * STEP_BYTES_8 + line * 64;
+            // SAFETY: no address is too wild to be fetched ahead.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(self.start.wrapping_add(at).cast()) };
+        }
+    }
+}
+
+impl Pair {
+    /// Adds the products of some steps with one or two groups to sums of before, if there are some.
+    ///
+    /// # Safety
+    /// As of [`multiply`].
+    #[inline]
+    unsafe fn add(&self, rows: &Rows, steps: Range<usize>, slabs: &[Slab<'_>], before: bool) {
+        // SAFETY: room for four tiles.
         unsafe {
-            asm!(
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
-                "tileloaddt1 tmm4, [{a0} + {stride}]",
-                "tileloadd tmm6, [{b0} + {line}]",
-                "tdpbssd tmm0, tmm4, tmm6",
-                "tileloadd tmm7, [{b1} + {line}]",
-                "tdpbssd tmm1, tmm4, tmm7",
-                "tileloaddt1 tmm5, [{a1} + {stride}]",
-                "tdpbssd tmm2, tmm5, tmm6",
-                "tdpbssd tmm3, tmm5, tmm7",
-                "tileloaddt1 tmm4, [{a0} + {stride} + 64]",
-                "tileloadd tmm6, [{b0} + {line} + 1024]",
-                "tdpbssd tmm0, tmm4, tmm6",
-                "tileloadd tmm7, [{b1} + {line} + 1024]",
-                "tdpbssd tmm1, tmm4, tmm7",
-                "tileloaddt1 tmm5, [{a1} + {stride} + 64]",
-                "tdpbssd tmm2, tmm5, tmm6",
-                "tdpbssd tmm3, tmm5, tmm7",
-                a0 = in(reg) a0,
-                a1 = in(reg) a1,
-                b0 = in(reg) b0,
-                b1 = in(reg) b1,
-                stride = in(reg) stride,
-                line = in(reg) 64usize,
-                options(nostack, readonly),
-            );
-            if b > 0 {
-                add(rows, first, high, slabs, b - 1, &sums[(b - 1) % 2], acc);
+            if before {
+                asm!(
+                    "tileloadd tmm0, [{sums} + {line}]",
+                    "tileloadd tmm1, [{sums} + {line} + 1024]",
+                    "tileloadd tmm2, [{sums} + {line} + 2048]",
+                    "tileloadd tmm3, [{sums} + {line} + 3072]",
+                    sums = in(reg) self.sums,
+                    line = in(reg) 64usize,
+                    options(nostack, readonly),
+                );
+            } else {
+                asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    options(nostack, nomem),
+                );
             }
+        }
+        // Where there is one, it stands for the other, whose sums are not looked at.
+        let (last, other) = (self.first + self.high - 1, slabs.len() - 1);
+        for s in steps {
+            if let Some((ahead, pair)) = self.ahead {
+                ahead.fetch(pair, s);
+            }
+            // SAFETY: a step of each tile of rows and of each group.
+            unsafe {
+                asm!(
+                    "tileloaddt1 tmm4, [{a0} + {line}]",
+                    "tileloadd tmm6, [{b0} + {line}]",
+                    "tdpbssd tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{b1} + {line}]",
+                    "tdpbssd tmm1, tmm4, tmm7",
+                    "tileloaddt1 tmm5, [{a1} + {line}]",
+                    "tdpbssd tmm2, tmm5, tmm6",
+                    "tdpbssd tmm3, tmm5, tmm7",
+                    a0 = in(reg) rows.tile(self.first, s),
+                    a1 = in(reg) rows.tile(last, s),
+                    b0 = in(reg) slabs[0].numbers[s * STEP_BYTES_8..].as_ptr(),
+                    b1 = in(reg) slabs[other].numbers[s * STEP_BYTES_8..].as_ptr(),
+                    line = in(reg) 64usize,
+                    options(nostack, readonly),
+                );
+            }
+        }
+        // SAFETY: room for four tiles.
+        unsafe {
             asm!(
                 "tilestored [{sums} + {line}], tmm0",
                 "tilestored [{sums} + {line} + 1024], tmm1",
                 "tilestored [{sums} + {line} + 2048], tmm2",
                 "tilestored [{sums} + {line} + 3072], tmm3",
-                sums = in(reg) &raw mut sums[b % 2],
+                sums = in(reg) self.sums,
                 line = in(reg) 64usize,
                 options(nostack),
             );
         }
     }
-    let b = rows.blocks - 1;
-    add(rows, first, high, slabs, b, &sums[b % 2], acc);
-    for t in 0..high {
-        let row = (first + t) * rows.width;
-        for r in 0..rows.width.min(rows.count.saturating_sub(row)) {
-            for (g, slab) in slabs.iter().enumerate() {
-                // SAFETY: what the caller promised.
-                unsafe {
-                    let acc = _mm512_load_ps(acc.0[t * 2 + g][r].as_ptr());
-                    write(acc, *slab, row + r, out);
+
+    /// Adds the second numbers, and writes the outputs.
+    ///
+    /// # Safety
+    /// As of [`multiply`]; the sums are those of all steps, and `seconds` has room for two tiles.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn finish(&self, rows: &Rows, slabs: &[Slab<'_>], seconds: *mut u8, out: Out<'_>) {
+        for t in 0..self.high {
+            let tile = self.first + t;
+            // SAFETY: what the caller promised.
+            let some = unsafe { second(rows, tile, slabs, seconds) };
+            let row = tile * rows.width;
+            for r in 0..rows.width.min(rows.count.saturating_sub(row)) {
+                for (g, slab) in slabs.iter().enumerate() {
+                    // SAFETY: lines of the tiles; the rest is what the caller promised.
+                    unsafe {
+                        let low = self.sums.add((t * 2 + g) * TILE + r * 64);
+                        let low = _mm512_load_si512(low.cast());
+                        let high = if some {
+                            _mm512_load_si512(seconds.add(g * TILE + r * 64).cast())
+                        } else {
+                            _mm512_setzero_si512()
+                        };
+                        write(low, high, rows.scales[row + r], *slab, row + r, out);
+                    }
                 }
             }
         }
     }
 }
 
-/// Adds the sums of a block, times its scales.
+/// The sums of the products of a tile's second numbers, two tiles, if it has some.
+///
+/// # Safety
+/// As of [`Pair::finish`].
 #[inline]
-#[target_feature(enable = "avx512f")]
-fn add(
-    rows: &Rows,
-    first: usize,
-    high: usize,
-    slabs: &[Slab<'_>],
-    b: usize,
-    sums: &Four<i32>,
-    acc: &mut Four<f32>,
-) {
-    let mut scales = [_mm512_setzero_ps(); 2];
-    for (scales, slab) in scales.iter_mut().zip(slabs) {
-        let from = &slab.scales[b * slab.stride..][..GROUP];
-        // SAFETY: 16 numbers.
-        *scales = unsafe { _mm512_loadu_ps(from.as_ptr()) };
-    }
-    for t in 0..high {
-        let row = (first + t) * rows.width;
-        for r in 0..rows.width {
-            let scale = _mm512_set1_ps(rows.scales[(row + r) * rows.blocks + b]);
-            for (g, scales) in scales.iter().enumerate().take(slabs.len()) {
-                let acc = acc.0[t * 2 + g][r].as_mut_ptr();
-                let sums = sums.0[t * 2 + g][r].as_ptr();
-                // SAFETY: 16 numbers each, which begin with a line.
-                unsafe {
-                    let sums = _mm512_cvtepi32_ps(_mm512_load_si512(sums.cast()));
-                    let scale = _mm512_mul_ps(scale, *scales);
-                    let before = match b {
-                        0 => _mm512_setzero_ps(),
-                        _ => _mm512_load_ps(acc),
-                    };
-                    _mm512_store_ps(acc, _mm512_fmadd_ps(sums, scale, before));
-                }
+unsafe fn second(rows: &Rows, tile: usize, slabs: &[Slab<'_>], sums: *mut u8) -> bool {
+    let mut some = false;
+    let other = slabs.len() - 1;
+    for (s, numbers) in rows.seconds(tile) {
+        // SAFETY: a step of the tile and of each group.
+        unsafe {
+            if !some {
+                asm!("tilezero tmm0", "tilezero tmm1", options(nostack, nomem));
             }
+            asm!(
+                "tileloaddt1 tmm4, [{a} + {line}]",
+                "tileloadd tmm6, [{b0} + {line}]",
+                "tdpbssd tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{b1} + {line}]",
+                "tdpbssd tmm1, tmm4, tmm7",
+                a = in(reg) numbers,
+                b0 = in(reg) slabs[0].numbers[s * STEP_BYTES_8..].as_ptr(),
+                b1 = in(reg) slabs[other].numbers[s * STEP_BYTES_8..].as_ptr(),
+                line = in(reg) 64usize,
+                options(nostack, readonly),
+            );
+        }
+        some = true;
+    }
+    if some {
+        // SAFETY: room for two tiles.
+        unsafe {
+            asm!(
+                "tilestored [{sums} + {line}], tmm0",
+                "tilestored [{sums} + {line} + 1024], tmm1",
+                sums = in(reg) sums,
+                line = in(reg) 64usize,
+                options(nostack),
+            );
         }
     }
+    some
 }

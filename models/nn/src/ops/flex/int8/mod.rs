@@ -1,15 +1,17 @@
 //! Linear layers on quantized weights: whole numbers of eight bits on both sides.
 //!
-//! The sum over a block of K is exact, in whatever order an instruction adds; blocks are then
-//! added in order, each times its scales. So every unit of a machine gives the same bits, and the
-//! number of rows may decide which one is used.
+//! A sum over K is exact, in whatever order an instruction adds, and scaled once: the same
+//! arithmetic at its end. So every unit of a machine gives the same bits, and the number of rows may
+//! decide which one is used.
 
+mod pack;
 mod rows;
 mod unpack;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 mod widened;
 
+pub(super) use pack::pack;
 pub(super) use rows::Rows;
 #[cfg(target_arch = "x86_64")]
 pub(super) use vnni::write;
@@ -18,21 +20,19 @@ pub(super) use vnni::write;
 use super::amx;
 use super::{
     memory::{Floats, Line, Room, lines},
+    pool,
     simd::{self, Level},
 };
 use crate::ops::{
     Quantization,
-    quantized::{BLOCK_BYTES_8, GROUP, Packing},
+    quantized::{GROUP, HIGH, Packing, STEP_BYTES_8},
 };
-use rayon::prelude::*;
 use std::ops::Range;
 
 /// Groups of outputs that are multiplied side by side.
 pub(super) const SIDE_BY_SIDE: usize = 2;
 /// Multiply-adds below which a second thread costs more than it brings.
 const SERIAL: usize = 1 << 18;
-/// Scales of blocks that have none.
-const ONES: [f32; GROUP] = [1.0; GROUP];
 
 /// The operands of `out = x * weight^T + bias`.
 #[derive(Clone, Copy)]
@@ -40,6 +40,7 @@ pub(super) struct Quantized<'a> {
     /// `[m, k]`
     pub(super) x: &'a [f32],
     pub(super) data: &'a [u8],
+    /// `[groups * 16]`
     pub(super) scales: &'a [f32],
     /// `[n]`
     pub(super) bias: Option<&'a [f32]>,
@@ -77,35 +78,30 @@ impl Unit {
     }
 
     /// The best for some rows.
-    fn best(rows: usize, kind: Quantization) -> Self {
+    fn best(rows: usize) -> Self {
         #[cfg(target_arch = "x86_64")]
         {
-            // Rows from which filling tiles pays, and unpacking for them.
-            let tiles = match kind {
-                Quantization::Q8 => 8,
-                Quantization::Q4 => vnni::FEW + 1,
-            };
-            if rows >= tiles && amx::available() {
+            // Rows from which filling tiles pays.
+            const TILES: usize = 8;
+            if rows >= TILES && amx::available() {
                 return Self::Tiles;
             }
             if vnni::available() {
                 return Self::Fours;
             }
         }
-        let _ = (rows, kind);
+        let _ = rows;
         Self::Widened(simd::best())
     }
 }
 
-/// Some groups of outputs at eight bits: blocks of K, of each 32 times four elements of 16 outputs.
+/// A group of outputs: steps of K, of each 16 times four elements of 16 outputs where the numbers
+/// are of eight bits.
 #[derive(Clone, Copy)]
 pub(super) struct Slab<'a> {
     pub(super) numbers: &'a [u8],
-    /// For each block, [`stride`](Self::stride) apart, a scale for each output.
-    pub(super) scales: &'a [f32],
-    pub(super) stride: usize,
-    /// A scale for each output of all blocks.
-    pub(super) last: &'a [f32],
+    /// A scale for each output.
+    pub(super) scales: &'a [f32; GROUP],
     /// The first output.
     pub(super) first: usize,
     /// Outputs that there are, up to 16.
@@ -121,18 +117,24 @@ pub(super) struct Out<'a> {
     pub(super) bias: Option<&'a [f32]>,
 }
 
+/// What the sums of an output's numbers and second numbers stand for.
+#[inline(always)]
+fn scaled(low: i32, high: i32, scale: f32) -> f32 {
+    (low as f32 + high as f32 * HIGH as f32) * scale
+}
+
 /// The result, `[m, n]`.
 pub(super) fn linear(op: Quantized<'_>) -> Floats {
-    linear_at(Unit::best(op.x.len() / op.packing.k, op.packing.kind), op)
+    linear_at(Unit::best(op.x.len() / op.packing.k), op)
 }
 
 /// [`linear`] by one unit that the machine has, one task for each range of outputs.
 pub(super) fn linear_at(unit: Unit, op: Quantized<'_>) -> Floats {
     let Packing { n, k, .. } = op.packing;
-    let (groups, blocks) = (op.packing.groups(), op.packing.blocks());
+    let groups = op.packing.groups();
     assert_eq!(op.x.len() % k, 0, "whole rows");
-    assert_eq!(op.data.len(), groups * blocks * op.packing.block_bytes());
-    assert_eq!(op.scales.len(), groups * op.packing.group_scales());
+    assert_eq!(op.data.len(), groups * op.packing.group_bytes());
+    assert_eq!(op.scales.len(), groups * GROUP);
     assert!(
         op.bias.is_none_or(|bias| bias.len() == n),
         "a bias for each output"
@@ -144,7 +146,7 @@ pub(super) fn linear_at(unit: Unit, op: Quantized<'_>) -> Floats {
     let pairs = groups.div_ceil(SIDE_BY_SIDE);
     let threads = match m * n * k {
         ..SERIAL => 1,
-        _ => rayon::current_num_threads(),
+        _ => pool::threads(),
     };
     // A few tasks for each thread, so that one that is held up holds up little.
     let width = match threads {
@@ -161,12 +163,7 @@ pub(super) fn linear_at(unit: Unit, op: Quantized<'_>) -> Floats {
         // SAFETY: no other task has these outputs.
         unsafe { run(unit, op, &rows, first..last, out) }
     };
-    if threads == 1 {
-        (0..pairs).step_by(width).for_each(range);
-    } else {
-        let tasks: Vec<usize> = (0..pairs).step_by(width).collect();
-        tasks.into_par_iter().with_max_len(1).for_each(range);
-    }
+    pool::each(pairs.div_ceil(width), |i| range(i * width));
     // SAFETY: the tasks wrote every output of every row.
     unsafe { result.written() }
 }
@@ -183,16 +180,20 @@ unsafe fn run(unit: Unit, op: Quantized<'_>, rows: &Rows, pairs: Range<usize>, o
         let block = amx::int8::block(rows);
         for first in (0..rows.tiles).step_by(block) {
             let tiles = first..rows.tiles.min(first + block);
+            let mut sums = amx::int8::Sums::new(rows, tiles.len());
             each_pair(op, pairs.clone(), |slabs| {
+                // Four bits are unpacked into a buffer that is in the cache.
+                let next = slabs.last().filter(|_| op.packing.kind == Quantization::Q8);
+                let next = next.map(|slab| slab.numbers.as_ptr_range().end);
                 // SAFETY: as above; the rest is the caller's promise.
-                unsafe { amx::int8::multiply(rows, tiles.clone(), slabs, out) }
+                unsafe { amx::int8::multiply(rows, tiles.clone(), slabs, next, &mut sums, out) }
             });
         }
         return;
     }
     #[cfg(target_arch = "x86_64")]
     if unit == Unit::Fours && op.packing.kind == Quantization::Q4 && rows.count <= vnni::FEW {
-        let size = op.packing.blocks() * op.packing.block_bytes();
+        let size = op.packing.group_bytes();
         let last = op.packing.groups().min(pairs.end * SIDE_BY_SIDE);
         for group in pairs.start * SIDE_BY_SIDE..last {
             let slab = slab(op, group, &op.data[group * size..][..size]);
@@ -214,10 +215,10 @@ unsafe fn run(unit: Unit, op: Quantized<'_>, rows: &Rows, pairs: Range<usize>, o
 }
 
 /// Has some pairs of groups multiplied, at eight bits.
-fn each_pair(op: Quantized<'_>, pairs: Range<usize>, multiply: impl Fn(&[Slab<'_>])) {
+fn each_pair(op: Quantized<'_>, pairs: Range<usize>, mut multiply: impl FnMut(&[Slab<'_>])) {
     let packing = op.packing;
-    let size = packing.blocks() * packing.block_bytes();
-    let unpacked = packing.blocks() * BLOCK_BYTES_8;
+    let size = packing.group_bytes();
+    let unpacked = packing.steps() * STEP_BYTES_8;
     let mut buffer: Vec<Line> = match packing.kind {
         Quantization::Q8 => Vec::new(),
         Quantization::Q4 => lines(SIDE_BY_SIDE * unpacked),
@@ -240,18 +241,11 @@ fn each_pair(op: Quantized<'_>, pairs: Range<usize>, multiply: impl Fn(&[Slab<'_
 }
 
 fn slab<'a>(op: Quantized<'a>, group: usize, numbers: &'a [u8]) -> Slab<'a> {
-    let packing = op.packing;
-    let scales = &op.scales[group * packing.group_scales()..][..packing.group_scales()];
-    let (scales, stride, last): (&[f32], _, &[f32]) = match packing.kind {
-        Quantization::Q8 => (scales, GROUP, &ONES),
-        Quantization::Q4 => (&ONES, 0, scales),
-    };
+    let (scales, _) = op.scales.as_chunks();
     Slab {
         numbers,
-        scales,
-        stride,
-        last,
+        scales: &scales[group],
         first: group * GROUP,
-        outputs: GROUP.min(packing.n - group * GROUP),
+        outputs: GROUP.min(op.packing.n - group * GROUP),
     }
 }

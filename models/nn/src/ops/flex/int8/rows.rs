@@ -1,21 +1,25 @@
-//! Rows of activations, rounded to eight bits.
+//! Rows of activations, rounded to whole numbers.
 
-use super::super::simd::{self, Isa, Kernel};
-use crate::ops::quantized::{BLOCK, PART, PARTS};
-use rayon::prelude::*;
+use super::super::{
+    pool,
+    simd::{self, Isa, Kernel},
+};
+use crate::ops::quantized::{CLIP, HIGH, MOST, STEP};
 
 /// Rows of a tile of a matrix unit.
 const TILE: usize = 16;
-/// Elements of one task; fewer run on the calling thread.
+/// Elements below which one thread rounds all.
 const CHUNK: usize = 1 << 15;
+/// Adding it rounds to a whole number, ties to even, whose value is in the low bits then.
+const ROUND: f32 = 12_582_912.0;
 
-/// 64 numbers on the start of a line.
+/// A step of a row, on the start of a line.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Numbers([i8; 64]);
+struct Numbers([i8; STEP]);
 
-/// Rows, block by block of K; the last block is filled with zeros, and so are rows up to whole
-/// tiles.
+/// Rows in tiles, of each its steps of K, of each step the rows. The last step is filled with zeros,
+/// and so is the last tile.
 pub(in super::super) struct Rows {
     numbers: Vec<Numbers>,
     /// Rows that there are.
@@ -23,11 +27,24 @@ pub(in super::super) struct Rows {
     /// Rows of a tile, as many in each.
     pub(in super::super) width: usize,
     pub(in super::super) tiles: usize,
-    pub(in super::super) blocks: usize,
-    /// Of each row, the scale of each block.
+    pub(in super::super) steps: usize,
+    /// Of each row.
     pub(in super::super) scales: Vec<f32>,
-    /// Of each row, the sum of each part of each block.
+    /// Of each row, the sum of its numbers.
     pub(in super::super) sums: Vec<i32>,
+    /// Of each tile, the second numbers.
+    seconds: Vec<Seconds>,
+}
+
+/// The second numbers of a tile.
+#[derive(Default)]
+struct Seconds {
+    /// The steps that have some, in order.
+    steps: Vec<u32>,
+    /// Of each of these, the rows.
+    numbers: Vec<Numbers>,
+    /// Of each row, their sum.
+    sums: [i32; TILE],
 }
 
 impl Rows {
@@ -36,119 +53,167 @@ impl Rows {
         let count = x.len() / k;
         let tiles = count.div_ceil(TILE);
         let width = count.div_ceil(tiles);
-        let blocks = k.div_ceil(BLOCK);
-        let lines = blocks * BLOCK / 64;
+        let steps = k.div_ceil(STEP);
         let mut rows = Self {
-            numbers: vec![Numbers([0; 64]); tiles * width * lines],
+            numbers: vec![Numbers([0; STEP]); tiles * width * steps],
             count,
             width,
             tiles,
-            blocks,
-            scales: vec![0.0; tiles * width * blocks],
-            sums: vec![0; count * blocks * PARTS],
+            steps,
+            scales: vec![0.0; tiles * width],
+            sums: vec![0; tiles * width],
+            seconds: Vec::new(),
         };
-        let at_once = if x.len() <= CHUNK {
-            count
+        rows.seconds.resize_with(tiles, Seconds::default);
+        let tasks = rows.numbers.chunks_mut(width * steps);
+        let tasks = tasks.zip(rows.scales.chunks_mut(width));
+        let tasks = tasks.zip(rows.sums.chunks_mut(width));
+        let tasks = tasks.zip(&mut rows.seconds).zip(x.chunks(width * k));
+        let tasks = tasks.map(|((((numbers, scales), sums), seconds), x)| Round {
+            x,
+            k,
+            width,
+            numbers,
+            scales,
+            sums,
+            seconds,
+        });
+        if x.len() <= CHUNK {
+            tasks.for_each(simd::run);
         } else {
-            (CHUNK / k).max(1)
-        };
-        rows.numbers
-            .par_chunks_mut(at_once * lines)
-            .zip(rows.scales.par_chunks_mut(at_once * blocks))
-            .zip(rows.sums.par_chunks_mut(at_once * blocks * PARTS))
-            .zip(x.par_chunks(at_once * k))
-            .for_each(|(((numbers, scales), sums), x)| {
-                simd::run(Round {
-                    x,
-                    k,
-                    numbers,
-                    scales,
-                    sums,
-                });
-            });
+            pool::consume(tasks.collect(), simd::run);
+        }
         rows
     }
 
-    /// Where a block of a row begins.
+    /// Where a step of a tile begins: its rows are [`STEP`] bytes each.
     #[inline(always)]
-    pub(in super::super) fn at(&self, row: usize, block: usize) -> *const i8 {
+    pub(in super::super) fn tile(&self, tile: usize, step: usize) -> *const i8 {
         let start = self.numbers.as_ptr().cast::<i8>();
-        start.wrapping_add((row * self.blocks + block) * BLOCK)
+        start.wrapping_add((tile * self.steps + step) * self.width * STEP)
     }
 
-    /// The numbers of a block of a row.
+    /// Where a step of a row begins.
     #[inline(always)]
-    pub(super) fn block(&self, row: usize, block: usize) -> &[i8; BLOCK] {
-        let lines = &self.numbers[(row * self.blocks + block) * BLOCK / 64..][..BLOCK / 64];
-        // SAFETY: whole lines of plain numbers.
-        unsafe { &*lines.as_ptr().cast() }
+    pub(in super::super) fn at(&self, row: usize, step: usize) -> *const i8 {
+        let inside = row % self.width * STEP;
+        self.tile(row / self.width, step).wrapping_add(inside)
+    }
+
+    /// The steps of a tile that have second numbers, in order, and where these begin.
+    #[inline(always)]
+    pub(in super::super) fn seconds(
+        &self,
+        tile: usize,
+    ) -> impl Iterator<Item = (usize, *const i8)> {
+        let seconds = &self.seconds[tile];
+        let steps = seconds.steps.iter().map(|step| *step as usize);
+        let numbers = seconds.numbers.chunks_exact(self.width);
+        steps.zip(numbers.map(|rows| rows.as_ptr().cast()))
+    }
+
+    /// The sum of a row's second numbers.
+    #[inline(always)]
+    pub(in super::super) fn sum_of_seconds(&self, row: usize) -> i32 {
+        self.seconds[row / self.width].sums[row % self.width]
     }
 }
 
+/// A tile of rows.
 struct Round<'a> {
     x: &'a [f32],
     k: usize,
+    width: usize,
     numbers: &'a mut [Numbers],
     scales: &'a mut [f32],
     sums: &'a mut [i32],
+    seconds: &'a mut Seconds,
 }
 
 impl Kernel for Round<'_> {
     #[inline(always)]
     fn run<I: Isa>(self) {
-        let blocks = self.k.div_ceil(BLOCK);
-        let (numbers, _) = self.numbers.as_chunks_mut::<{ BLOCK / 64 }>();
-        let (sums, _) = self.sums.as_chunks_mut::<PARTS>();
-        let rows = self.x.chunks_exact(self.k);
-        let numbers = numbers.chunks_mut(blocks);
-        let scales = self.scales.chunks_mut(blocks);
-        for (((row, numbers), scales), sums) in
-            rows.zip(numbers).zip(scales).zip(sums.chunks_mut(blocks))
-        {
-            let (whole, rest) = row.as_chunks::<BLOCK>();
-            for (b, block) in whole.iter().enumerate() {
-                scales[b] = round(block, &mut numbers[b], &mut sums[b]);
+        let mut inverse = [0.0; TILE];
+        let rows = self.x.chunks_exact(self.k).zip(self.scales);
+        for ((row, scale), inverse) in rows.zip(&mut inverse) {
+            (*scale, *inverse) = scale_of(row);
+        }
+        for (step, numbers) in self.numbers.chunks_exact_mut(self.width).enumerate() {
+            let mut seconds = [Numbers([0; STEP]); TILE];
+            let mut any = 0;
+            let first = step * STEP;
+            for (r, row) in self.x.chunks_exact(self.k).enumerate() {
+                let row = &row[first..self.k.min(first + STEP)];
+                let (number, second) = (&mut numbers[r], &mut seconds[r]);
+                let (sum, some) = match row.first_chunk() {
+                    Some(row) => round(row, inverse[r], number, second),
+                    None => {
+                        let mut padded = [0.0; STEP];
+                        padded[..row.len()].copy_from_slice(row);
+                        round(&padded, inverse[r], number, second)
+                    }
+                };
+                self.sums[r] += sum;
+                any |= some;
             }
-            if !rest.is_empty() {
-                let mut block = [0.0; BLOCK];
-                block[..rest.len()].copy_from_slice(rest);
-                let b = whole.len();
-                scales[b] = round(&block, &mut numbers[b], &mut sums[b]);
+            if any != 0 {
+                self.seconds.steps.push(step as u32);
+                let seconds = &seconds[..self.width];
+                self.seconds.numbers.extend_from_slice(seconds);
+                for (sum, row) in self.seconds.sums.iter_mut().zip(seconds) {
+                    *sum += row.0.iter().map(|n| i32::from(*n)).sum::<i32>();
+                }
             }
         }
     }
 }
 
-/// Rounds a block; its scale. A number that is none makes the scale none.
+/// A row's scale, and by what its elements are multiplied. A number that is none makes the scale
+/// none.
 #[inline(always)]
-fn round(x: &[f32; BLOCK], numbers: &mut [Numbers; BLOCK / 64], sums: &mut [i32; PARTS]) -> f32 {
-    // Adding it rounds to a whole number, ties to even, whose value is in the low bits then.
-    const ROUND: f32 = 12_582_912.0;
+fn scale_of(x: &[f32]) -> (f32, f32) {
     // Without a sign, bits are in the order of the numbers, and NaN is the greatest.
     let most = x
         .iter()
         .fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff));
     let most = f32::from_bits(most);
-    let inverse = if most <= 1e-30 {
-        0.0
-    } else {
-        most.recip() * 127.0
-    };
-    for (((numbers, x), sums), _) in numbers
-        .iter_mut()
-        .flat_map(|n| n.0.chunks_exact_mut(PART))
-        .zip(x.chunks_exact(PART))
-        .zip(sums)
-        .zip(0..PARTS)
-    {
-        let mut sum = 0;
-        for (number, x) in numbers.iter_mut().zip(x) {
-            let shifted = x * inverse + ROUND;
-            let whole = shifted.to_bits() as i32 - ROUND.to_bits() as i32;
-            *number = whole as i8;
-            sum += i32::from(whole as i8);
-        }
-        *sums = sum;
+    if most <= 1e-30 || !most.is_finite() {
+        return (most / 127.0, 0.0);
     }
-    most / 127.0
+    // The mean magnitude, of whole numbers: their sum is exact, in whatever order it is made.
+    let finest = most.recip() * MOST;
+    let mut total = 0u32;
+    for x in x {
+        let shifted = x.abs() * finest + ROUND;
+        total += shifted.to_bits() - ROUND.to_bits();
+    }
+    let clip = total as f32 * (CLIP / x.len() as f32);
+    let steps = (clip.min(MOST) * (1.0 / 127.0)).max(1.0);
+    (most * (1.0 / MOST) * steps, finest * steps.recip())
+}
+
+/// Rounds a step of a row: the sum of the numbers, and bits of any second number.
+#[inline(always)]
+fn round(
+    x: &[f32; STEP],
+    inverse: f32,
+    numbers: &mut Numbers,
+    seconds: &mut Numbers,
+) -> (i32, i32) {
+    let (mut sum, mut any) = (0, 0);
+    for ((x, number), second) in x.iter().zip(&mut numbers.0).zip(&mut seconds.0) {
+        let shifted = x * inverse + ROUND;
+        let whole = shifted.to_bits() as i32 - ROUND.to_bits() as i32;
+        let high = if whole.abs() > 127 {
+            (whole + HIGH / 2) >> HIGH.ilog2()
+        } else {
+            0
+        };
+        let low = whole - high * HIGH;
+        *number = low as i8;
+        *second = high as i8;
+        sum += low;
+        any |= high;
+    }
+    (sum, any)
 }

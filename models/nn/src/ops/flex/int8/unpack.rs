@@ -4,11 +4,11 @@ use super::super::{
     memory::Line,
     simd::{self, Isa, Kernel},
 };
-use crate::ops::quantized::{BLOCK_BYTES_4, BLOCK_BYTES_8, GROUP, PART, PARTS};
+use crate::ops::quantized::{GROUP, LINE, LINES, PART, STEP_BYTES_4, STEP_BYTES_8};
 
-/// Unpacks whole blocks into a buffer that has room for them.
+/// Unpacks whole steps into a buffer that has room for them.
 pub(super) fn unpack<'a>(data: &[u8], buffer: &'a mut Vec<Line>) -> &'a [u8] {
-    let len = data.len() / BLOCK_BYTES_4 * BLOCK_BYTES_8;
+    let len = data.len() / STEP_BYTES_4 * STEP_BYTES_8;
     assert!(len <= buffer.capacity() * size_of::<Line>());
     // SAFETY: plain bytes within the capacity, all of which are written before they are read.
     let numbers = unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast::<u8>(), len) };
@@ -22,46 +22,30 @@ pub(super) fn unpack<'a>(data: &[u8], buffer: &'a mut Vec<Line>) -> &'a [u8] {
     numbers
 }
 
-/// What [`Unpack`] does, with products of bytes, which no instruction has, from those of 16 bits.
+/// What [`Unpack`] does, a line at a time.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn wide(data: &[u8], numbers: &mut [u8]) {
-    use std::arch::x86_64::{
-        __m128i, __m512i, _mm_loadu_si128, _mm512_add_epi8, _mm512_and_si512,
-        _mm512_broadcast_i32x4, _mm512_cvtepu8_epi32, _mm512_loadu_si512, _mm512_mask_blend_epi8,
-        _mm512_mullo_epi16, _mm512_set1_epi8, _mm512_set1_epi16, _mm512_shuffle_epi8,
-        _mm512_slli_epi16, _mm512_srli_epi16, _mm512_storeu_si512, _mm512_sub_epi8,
-    };
-    /// Each lane's first byte in all four.
-    const SPREAD: [u8; 16] = [0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12];
-    let low = _mm512_set1_epi8(15);
-    let (blocks, _) = data.as_chunks::<BLOCK_BYTES_4>();
-    let (numbers, _) = numbers.as_chunks_mut::<BLOCK_BYTES_8>();
-    // SAFETY: for the spread pattern, for the steps of a part and for its lines.
-    unsafe {
-        let spread = _mm_loadu_si128(SPREAD.as_ptr().cast::<__m128i>());
-        let spread = _mm512_broadcast_i32x4(spread);
-        for (block, numbers) in blocks.iter().zip(numbers) {
-            for p in 0..PARTS {
-                let steps = _mm_loadu_si128(block.as_ptr().add(p * GROUP).cast());
-                let steps = _mm512_shuffle_epi8(_mm512_cvtepu8_epi32(steps), spread);
-                let zero = _mm512_and_si512(_mm512_srli_epi16::<4>(steps), low);
-                let step = _mm512_add_epi8(_mm512_and_si512(steps, low), _mm512_set1_epi8(1));
-                let step = _mm512_and_si512(step, _mm512_set1_epi16(0xff));
-                let scaled = |numbers: __m512i| {
-                    let numbers = _mm512_sub_epi8(numbers, zero);
-                    let even = _mm512_mullo_epi16(numbers, step);
-                    let odd = _mm512_mullo_epi16(_mm512_srli_epi16::<8>(numbers), step);
-                    _mm512_mask_blend_epi8(0xaaaa_aaaa_aaaa_aaaa, even, _mm512_slli_epi16::<8>(odd))
-                };
-                let from = block.as_ptr().add(PARTS * GROUP + p * PART * GROUP / 2);
-                let to = numbers.as_mut_ptr().add(p * PART * GROUP);
-                for line in 0..PART / 8 {
-                    let both = _mm512_loadu_si512(from.add(line * 64).cast());
-                    let first = scaled(_mm512_and_si512(both, low));
-                    let second = scaled(_mm512_and_si512(_mm512_srli_epi16::<4>(both), low));
-                    _mm512_storeu_si512(to.add(line * 64).cast(), first);
-                    _mm512_storeu_si512(to.add((PART / 8 + line) * 64).cast(), second);
+    use super::vnni::{Step, turned};
+    use std::arch::x86_64::{_mm512_set1_epi8, _mm512_storeu_si512, _mm512_xor_si512};
+    let sign = _mm512_set1_epi8(-128);
+    let (steps, _) = data.as_chunks::<STEP_BYTES_4>();
+    let (numbers, _) = numbers.as_chunks_mut::<STEP_BYTES_8>();
+    for (step, numbers) in steps.iter().zip(numbers) {
+        let step = Step::new(step);
+        for (p, numbers) in numbers.chunks_exact_mut(PART * GROUP).enumerate() {
+            let lines: [_; LINES] = std::array::from_fn(|j| step.numbers(p, j));
+            let (first, second) = numbers.split_at_mut(PART * GROUP / 2);
+            for (fours, to) in [
+                (turned(lines.map(|(first, _)| first)), first),
+                (turned(lines.map(|(_, second)| second)), second),
+            ] {
+                for (four, to) in fours.into_iter().zip(to.chunks_exact_mut(LINE)) {
+                    // SAFETY: a line.
+                    unsafe {
+                        let four = _mm512_xor_si512(four, sign);
+                        _mm512_storeu_si512(to.as_mut_ptr().cast(), four);
+                    }
                 }
             }
         }
@@ -76,30 +60,25 @@ struct Unpack<'a> {
 impl Kernel for Unpack<'_> {
     #[inline(always)]
     fn run<I: Isa>(self) {
-        /// Bytes of four elements of each output.
-        const FOUR: usize = 4 * GROUP;
-        let (blocks, _) = self.data.as_chunks::<BLOCK_BYTES_4>();
-        let (numbers, _) = self.numbers.as_chunks_mut::<BLOCK_BYTES_8>();
-        for (block, numbers) in blocks.iter().zip(numbers) {
-            let (steps, data) = block.split_at(PARTS * GROUP);
-            let (steps, _) = steps.as_chunks::<GROUP>();
-            let parts = data.chunks_exact(PART * GROUP / 2);
-            let numbers = numbers.chunks_exact_mut(PART * GROUP);
-            for ((steps, part), numbers) in steps.iter().zip(parts).zip(numbers) {
-                let mut step = [0u8; FOUR];
-                let mut zero = [0u8; FOUR];
-                for i in 0..FOUR {
-                    step[i] = (steps[i / 4] & 15) + 1;
-                    zero[i] = steps[i / 4] >> 4;
-                }
-                let (part, _) = part.as_chunks::<FOUR>();
-                let (low, high) = numbers.split_at_mut(PART * GROUP / 2);
-                let (low, _) = low.as_chunks_mut::<FOUR>();
-                let (high, _) = high.as_chunks_mut::<FOUR>();
-                for ((four, low), high) in part.iter().zip(low).zip(high) {
-                    for i in 0..FOUR {
-                        low[i] = (four[i] & 15).wrapping_sub(zero[i]).wrapping_mul(step[i]);
-                        high[i] = (four[i] >> 4).wrapping_sub(zero[i]).wrapping_mul(step[i]);
+        let (steps, _) = self.data.as_chunks::<STEP_BYTES_4>();
+        let (numbers, _) = self.numbers.as_chunks_mut::<STEP_BYTES_8>();
+        for (step, numbers) in steps.iter().zip(numbers) {
+            let (head, lines) = step.split_at(LINE);
+            for (line, bytes) in lines.chunks_exact(LINE).enumerate() {
+                let (p, j) = (line / LINES, line % LINES);
+                for (a, bytes) in bytes.chunks_exact(16).enumerate() {
+                    let at = a * 16 + p * 8 + j * 2;
+                    let (slope, base) = (u16::from(head[at]), u16::from(head[at + 1]));
+                    let number = |i: u8| {
+                        let number = (u16::from(i) * slope + base * 16 + 8) >> 4;
+                        (number.min(255) as u8) ^ 0x80
+                    };
+                    for (b, byte) in bytes.iter().enumerate() {
+                        let mut set = |k: usize, number| {
+                            numbers[k / 4 * 4 * GROUP + (4 * a + j) * 4 + k % 4] = number;
+                        };
+                        set(p * PART + b, number(byte & 15));
+                        set(p * PART + PART / 2 + b, number(byte >> 4));
                     }
                 }
             }
@@ -114,13 +93,13 @@ mod tests {
 
     #[test]
     fn every_way_unpacks_the_same() {
-        let data: Vec<u8> = (0..3 * BLOCK_BYTES_4)
+        let data: Vec<u8> = (0..3 * STEP_BYTES_4)
             .map(|i| (i * 151 % 253) as u8)
             .collect();
-        let mut buffer = lines(3 * BLOCK_BYTES_8);
+        let mut buffer = lines(3 * STEP_BYTES_8);
         let best = unpack(&data, &mut buffer);
         for level in Level::available() {
-            let mut numbers = vec![0; 3 * BLOCK_BYTES_8];
+            let mut numbers = vec![0; 3 * STEP_BYTES_8];
             let kernel = Unpack {
                 data: &data,
                 numbers: &mut numbers,

@@ -1,22 +1,24 @@
 //! The product by AVX-512's instruction that adds four products of bytes to a lane of 32 bits.
 //!
-//! One of its operands has no sign. That is the weight: numbers of four bits as they are, numbers
-//! of eight bits plus 128. What that adds to a sum, a multiple of the activations' own sum, is
-//! taken from it again.
+//! One of its operands has no sign. That is the weight, plus 128. What that adds to a sum, a
+//! multiple of the activations' own sum, is taken from it again.
 
 use super::{Out, Rows, SIDE_BY_SIDE, Slab};
-use crate::ops::quantized::{BLOCK, BLOCK_BYTES_4, BLOCK_BYTES_8, GROUP, PART, PARTS};
+use crate::ops::quantized::{
+    GROUP, HIGH, LINE, LINES, PART, PARTS, STEP, STEP_BYTES_4, STEP_BYTES_8,
+};
 use std::arch::x86_64::{
-    __m128i, __m512, __m512i, _mm_loadu_si128, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512,
-    _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_dpbusd_epi32, _mm512_fmadd_ps,
-    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
-    _mm512_mul_ps, _mm512_mullo_epi32, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_srli_epi16, _mm512_srli_epi32,
-    _mm512_sub_epi32, _mm512_xor_si512,
+    __m128i, __m512i, _mm_loadu_si128, _mm512_add_epi8, _mm512_add_epi32, _mm512_add_ps,
+    _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32,
+    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_maddubs_epi16, _mm512_mask_storeu_ps,
+    _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_mulhrs_epi16, _mm512_packus_epi16,
+    _mm512_set1_epi8, _mm512_set1_epi16, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_srli_epi16, _mm512_unpackhi_epi32,
+    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64, _mm512_xor_si512,
 };
 
-/// Rows up to which numbers of four bits are multiplied as they are.
-pub(super) const FEW: usize = 8;
+/// Rows up to which numbers of four bits are unpacked in registers.
+pub(super) const FEW: usize = 2;
 /// Rows of a block: with two groups 24 registers of sums.
 const ROWS: usize = 6;
 
@@ -66,50 +68,137 @@ unsafe fn block<const M: usize, const N: usize>(
     slabs: [Slab<'_>; N],
     out: Out<'_>,
 ) {
-    let high = _mm512_set1_epi8(-128);
-    let mut acc = [[_mm512_setzero_ps(); N]; M];
-    for b in 0..rows.blocks {
-        let mut sums = [[_mm512_setzero_si512(); N]; M];
-        for (r, sums) in sums.iter_mut().enumerate() {
-            let parts = &rows.sums[((first + r) * rows.blocks + b) * PARTS..][..PARTS];
-            *sums = [_mm512_set1_epi32(-128 * parts.iter().sum::<i32>()); N];
-        }
-        // SAFETY: a block of each slab and of each row.
+    let mut low = [[_mm512_setzero_si512(); N]; M];
+    for (r, low) in low.iter_mut().enumerate() {
+        *low = [unsigned(rows.sums[first + r]); N];
+    }
+    for s in 0..rows.steps {
+        // SAFETY: a step of each row and of each slab.
         unsafe {
-            let weights: [*const u8; N] =
-                std::array::from_fn(|g| slabs[g].numbers.as_ptr().add(b * BLOCK_BYTES_8));
-            let x: [*const i8; M] = std::array::from_fn(|r| rows.at(first + r, b));
-            for four in 0..BLOCK / 4 {
-                let w: [__m512i; N] = std::array::from_fn(|g| {
-                    let w = _mm512_loadu_si512(weights[g].add(four * 4 * GROUP).cast());
-                    _mm512_xor_si512(w, high)
-                });
-                for r in 0..M {
-                    let x = _mm512_set1_epi32(x[r].add(four * 4).cast::<i32>().read_unaligned());
-                    for g in 0..N {
-                        sums[r][g] = _mm512_dpbusd_epi32(sums[r][g], w[g], x);
-                    }
-                }
-            }
-            for (r, (acc, sums)) in acc.iter_mut().zip(sums).enumerate() {
-                let scale = _mm512_set1_ps(rows.scales[(first + r) * rows.blocks + b]);
-                for (g, (acc, sum)) in acc.iter_mut().zip(sums).enumerate() {
-                    let scales = slabs[g].scales[b * slabs[g].stride..][..GROUP].as_ptr();
-                    let scale = _mm512_mul_ps(scale, _mm512_loadu_ps(scales));
-                    *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, *acc);
-                }
-            }
+            let x: [*const i8; M] = std::array::from_fn(|r| rows.at(first + r, s));
+            step(&mut low, x, slabs, s);
         }
     }
-    for (r, acc) in acc.iter().enumerate() {
-        for (acc, slab) in acc.iter().zip(slabs) {
+    for (r, low) in low.iter().enumerate() {
+        let row = first + r;
+        let mut high = [[unsigned(rows.sum_of_seconds(row)); N]];
+        let inside = row % rows.width * STEP;
+        for (s, numbers) in rows.seconds(row / rows.width) {
+            // SAFETY: as above.
+            unsafe { step(&mut high, [numbers.add(inside)], slabs, s) };
+        }
+        for ((low, high), slab) in low.iter().zip(high[0]).zip(slabs) {
             // SAFETY: what the caller promised.
-            unsafe { write(*acc, slab, first + r, out) };
+            unsafe { write(*low, high, rows.scales[row], slab, row, out) };
         }
     }
 }
 
-/// A group at four bits for a few rows.
+/// What an unsigned weight adds to a sum too much, for activations of a sum.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn unsigned(sum: i32) -> __m512i {
+    _mm512_set1_epi32(sum.wrapping_mul(-128))
+}
+
+/// Adds a step of `M` rows by `N` groups.
+///
+/// # Safety
+/// The step of each row is there.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn step<const M: usize, const N: usize>(
+    sums: &mut [[__m512i; N]; M],
+    x: [*const i8; M],
+    slabs: [Slab<'_>; N],
+    step: usize,
+) {
+    let sign = _mm512_set1_epi8(-128);
+    let weights: [&[u8]; N] =
+        std::array::from_fn(|g| &slabs[g].numbers[step * STEP_BYTES_8..][..STEP_BYTES_8]);
+    for four in 0..STEP / 4 {
+        // SAFETY: four elements of the step, of the groups and of the rows.
+        unsafe {
+            let w: [__m512i; N] = std::array::from_fn(|g| {
+                let w = _mm512_loadu_si512(weights[g].as_ptr().add(four * 4 * GROUP).cast());
+                _mm512_xor_si512(w, sign)
+            });
+            for (sums, x) in sums.iter_mut().zip(x) {
+                let x = x.add(four * 4).cast::<i32>().read_unaligned();
+                for (sum, w) in sums.iter_mut().zip(w) {
+                    *sum = _mm512_dpbusd_epi32(*sum, w, _mm512_set1_epi32(x));
+                }
+            }
+        }
+    }
+}
+
+/// A step of a group at four bits.
+pub(super) struct Step<'a> {
+    lines: &'a [u8],
+    /// Slopes and bases.
+    head: __m512i,
+}
+
+impl<'a> Step<'a> {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn new(step: &'a [u8; STEP_BYTES_4]) -> Self {
+        let (head, lines) = step.split_at(LINE);
+        // SAFETY: a line.
+        let head = unsafe { _mm512_loadu_si512(head.as_ptr().cast()) };
+        Self { lines, head }
+    }
+
+    /// Four outputs at eight bits, plus 128, in a quarter of a register each: 16 elements of a part,
+    /// and the other 16. Each output's 16 numbers are made first, and looked up then.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) fn numbers(&self, part: usize, line: usize) -> (__m512i, __m512i) {
+        /// By what slope and base are multiplied, of the first eight numbers: of the others the
+        /// slopes' are 8 more.
+        const FACTORS: [u8; 16] = [0, 16, 1, 16, 2, 16, 3, 16, 4, 16, 5, 16, 6, 16, 7, 16];
+        let pair = _mm512_set1_epi16((part * 8 + line * 2) as i16 * 0x101 + 0x100);
+        let pair = _mm512_shuffle_epi8(self.head, pair);
+        // SAFETY: 16 bytes.
+        let factors = unsafe { _mm_loadu_si128(FACTORS.as_ptr().cast()) };
+        let first = _mm512_broadcast_i32x4(factors);
+        let second = _mm512_add_epi8(first, _mm512_set1_epi16(8));
+        // Times 2,048 and the high 16 of 31 bits: a 16th, rounded.
+        let rounded = |sum: __m512i| _mm512_mulhrs_epi16(sum, _mm512_set1_epi16(2048));
+        let table = _mm512_packus_epi16(
+            rounded(_mm512_maddubs_epi16(pair, first)),
+            rounded(_mm512_maddubs_epi16(pair, second)),
+        );
+        let bytes = &self.lines[(part * LINES + line) * LINE..][..LINE];
+        // SAFETY: a line.
+        let bytes = unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) };
+        let mask = _mm512_set1_epi8(15);
+        let low = _mm512_and_si512(bytes, mask);
+        let high = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), mask);
+        (
+            _mm512_shuffle_epi8(table, low),
+            _mm512_shuffle_epi8(table, high),
+        )
+    }
+}
+
+/// Lines of four outputs each, as lines of all outputs: the fours of an output's elements, which
+/// are side by side in a quarter of a line, go to one line each.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn turned([a, b, c, d]: [__m512i; LINES]) -> [__m512i; LINES] {
+    let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+    let (ef, gh) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+    [
+        _mm512_unpacklo_epi64(ab, cd),
+        _mm512_unpackhi_epi64(ab, cd),
+        _mm512_unpacklo_epi64(ef, gh),
+        _mm512_unpackhi_epi64(ef, gh),
+    ]
+}
+
+/// A group at four bits for a few rows, which are one tile.
 ///
 /// # Safety
 /// As of [`multiply`]; the slab's numbers are of four bits.
@@ -119,12 +208,6 @@ pub(super) unsafe fn few(rows: &Rows, slab: Slab<'_>, out: Out<'_>) {
     unsafe {
         match rows.count {
             1 => few_rows::<1>(rows, slab, out),
-            2 => few_rows::<2>(rows, slab, out),
-            3 => few_rows::<3>(rows, slab, out),
-            4 => few_rows::<4>(rows, slab, out),
-            5 => few_rows::<5>(rows, slab, out),
-            6 => few_rows::<6>(rows, slab, out),
-            7 => few_rows::<7>(rows, slab, out),
             FEW => few_rows::<FEW>(rows, slab, out),
             more => panic!("{more} rows are not few"),
         }
@@ -134,60 +217,79 @@ pub(super) unsafe fn few(rows: &Rows, slab: Slab<'_>, out: Out<'_>) {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn few_rows<const M: usize>(rows: &Rows, slab: Slab<'_>, out: Out<'_>) {
-    let low = _mm512_set1_epi8(15);
-    let one = _mm512_set1_epi32(1);
-    let fifteen = _mm512_set1_epi32(15);
-    let mut acc = [_mm512_setzero_ps(); M];
-    let (blocks, _) = slab.numbers.as_chunks::<BLOCK_BYTES_4>();
-    for (b, block) in blocks.iter().enumerate() {
-        let mut sums = [_mm512_setzero_si512(); M];
+    // Of each line, a quarter of an output's elements in each of its lanes.
+    let mut low = [[_mm512_setzero_si512(); LINES]; M];
+    let mut high = low;
+    let mut seconds = rows.seconds(0).peekable();
+    let (steps, _) = slab.numbers.as_chunks::<STEP_BYTES_4>();
+    for (s, step) in steps.iter().enumerate() {
+        let second = seconds.next_if(|(at, _)| *at == s);
+        let step = Step::new(step);
         for p in 0..PARTS {
-            // SAFETY: the steps and the numbers of a part of the block, and a part of each row.
-            unsafe {
-                let steps = block.as_ptr().add(p * GROUP).cast::<__m128i>();
-                let steps = _mm512_cvtepu8_epi32(_mm_loadu_si128(steps));
-                let zero = _mm512_srli_epi32::<4>(steps);
-                let step = _mm512_add_epi32(_mm512_and_si512(steps, fifteen), one);
-                let numbers = block.as_ptr().add(PARTS * GROUP + p * PART * GROUP / 2);
-                let mut part = [_mm512_setzero_si512(); M];
-                for four in 0..PART / 8 {
-                    let both = _mm512_loadu_si512(numbers.add(four * 4 * GROUP).cast());
-                    let first = _mm512_and_si512(both, low);
-                    let second = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low);
-                    for (r, part) in part.iter_mut().enumerate() {
-                        let x = rows.at(r, b).add(p * PART + four * 4).cast::<i32>();
-                        let y = x.add(PART / 8).read_unaligned();
-                        let x = x.read_unaligned();
-                        *part = _mm512_dpbusd_epi32(*part, first, _mm512_set1_epi32(x));
-                        *part = _mm512_dpbusd_epi32(*part, second, _mm512_set1_epi32(y));
+            let at = p * PART;
+            for line in 0..LINES {
+                let w = step.numbers(p, line);
+                // SAFETY: a part of the step of each row.
+                unsafe {
+                    add(&mut low, line, w, rows.tile(0, s).add(at));
+                    if let Some((_, numbers)) = second {
+                        add(&mut high, line, w, numbers.add(at));
                     }
-                }
-                for (r, (sum, part)) in sums.iter_mut().zip(part).enumerate() {
-                    let x = rows.sums[(r * rows.blocks + b) * PARTS + p];
-                    let zeros = _mm512_mullo_epi32(zero, _mm512_set1_epi32(x));
-                    let part = _mm512_mullo_epi32(step, _mm512_sub_epi32(part, zeros));
-                    *sum = _mm512_add_epi32(*sum, part);
                 }
             }
         }
-        for (r, (acc, sum)) in acc.iter_mut().zip(sums).enumerate() {
-            let scale = _mm512_set1_ps(rows.scales[r * rows.blocks + b]);
-            *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, *acc);
-        }
     }
-    for (r, acc) in acc.iter().enumerate() {
+    for (r, (low, high)) in low.into_iter().zip(high).enumerate() {
+        let whole = |lines, sum| {
+            let [a, b, c, d] = turned(lines);
+            let (ab, cd) = (_mm512_add_epi32(a, b), _mm512_add_epi32(c, d));
+            _mm512_add_epi32(_mm512_add_epi32(ab, cd), unsigned(sum))
+        };
+        let low = whole(low, rows.sums[r]);
+        let high = whole(high, rows.sum_of_seconds(r));
         // SAFETY: what the caller promised.
-        unsafe { write(*acc, slab, r, out) };
+        unsafe { write(low, high, rows.scales[r], slab, r, out) };
     }
 }
 
-/// Writes a group's outputs of a row.
+/// Adds the products of a part of `M` rows of a tile to the sums of a line.
+///
+/// # Safety
+/// The part of each row is there.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn add<const M: usize>(
+    sums: &mut [[__m512i; LINES]; M],
+    line: usize,
+    (first, second): (__m512i, __m512i),
+    x: *const i8,
+) {
+    for (r, sums) in sums.iter_mut().enumerate() {
+        // SAFETY: what the caller promised.
+        unsafe {
+            let x = x.add(r * STEP).cast::<__m128i>();
+            let y = _mm512_broadcast_i32x4(_mm_loadu_si128(x.add(1)));
+            let x = _mm512_broadcast_i32x4(_mm_loadu_si128(x));
+            sums[line] = _mm512_dpbusd_epi32(sums[line], first, x);
+            sums[line] = _mm512_dpbusd_epi32(sums[line], second, y);
+        }
+    }
+}
+
+/// Writes a group's outputs of a row, of the sums of its numbers and second numbers.
 ///
 /// # Safety
 /// Nothing else writes them.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(in super::super) unsafe fn write(acc: __m512, slab: Slab<'_>, row: usize, out: Out<'_>) {
+pub(in super::super) unsafe fn write(
+    low: __m512i,
+    high: __m512i,
+    scale: f32,
+    slab: Slab<'_>,
+    row: usize,
+    out: Out<'_>,
+) {
     let mask = ((1u32 << slab.outputs) - 1) as u16;
     // SAFETY: masked to the outputs that there are.
     unsafe {
@@ -195,7 +297,9 @@ pub(in super::super) unsafe fn write(acc: __m512, slab: Slab<'_>, row: usize, ou
             Some(bias) => _mm512_maskz_loadu_ps(mask, bias[slab.first..].as_ptr()),
             None => _mm512_setzero_ps(),
         };
-        let value = _mm512_mul_ps(acc, _mm512_loadu_ps(slab.last.as_ptr()));
+        let scale = _mm512_mul_ps(_mm512_set1_ps(scale), _mm512_loadu_ps(slab.scales.as_ptr()));
+        let high = _mm512_mul_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(HIGH as f32));
+        let value = _mm512_mul_ps(_mm512_add_ps(_mm512_cvtepi32_ps(low), high), scale);
         let value = _mm512_add_ps(value, bias);
         _mm512_mask_storeu_ps(out.start.add(row * out.n + slab.first), mask, value);
     }

@@ -2,9 +2,9 @@
 
 use super::{
     super::simd::{self, Isa, Kernel, Level},
-    Out, Rows, Slab,
+    Out, Rows, Slab, scaled,
 };
-use crate::ops::quantized::{BLOCK, BLOCK_BYTES_8, GROUP};
+use crate::ops::quantized::{GROUP, STEP, STEP_BYTES_8};
 
 /// Some groups for all rows.
 ///
@@ -24,21 +24,25 @@ impl Kernel for Multiply<'_> {
     #[inline(always)]
     fn run<I: Isa>(self) {
         for slab in self.slabs {
-            let (blocks, _) = slab.numbers.as_chunks::<BLOCK_BYTES_8>();
+            let (steps, _) = slab.numbers.as_chunks::<STEP_BYTES_8>();
             for row in 0..self.rows.count {
-                let mut acc = [0.0f32; GROUP];
-                for (b, block) in blocks.iter().enumerate() {
-                    let sums = products(self.rows.block(row, b), block);
-                    let scale = self.rows.scales[row * self.rows.blocks + b];
-                    let scales = &slab.scales[b * slab.stride..][..GROUP];
-                    for o in 0..GROUP {
-                        acc[o] = I::mul_add(sums[o] as f32, scale * scales[o], acc[o]);
-                    }
+                let mut low = [0; GROUP];
+                for (s, step) in steps.iter().enumerate() {
+                    // SAFETY: a step of a row, of plain numbers.
+                    add(&mut low, unsafe { &*self.rows.at(row, s).cast() }, step);
                 }
-                for (o, acc) in acc.iter().enumerate().take(slab.outputs) {
+                let mut high = [0; GROUP];
+                let inside = row % self.rows.width * STEP;
+                for (s, rows) in self.rows.seconds(row / self.rows.width) {
+                    // SAFETY: as above.
+                    let numbers = unsafe { &*rows.add(inside).cast() };
+                    add(&mut high, numbers, &steps[s]);
+                }
+                for o in 0..slab.outputs {
                     let output = slab.first + o;
+                    let scale = self.rows.scales[row] * slab.scales[o];
                     let bias = self.out.bias.map_or(0.0, |bias| bias[output]);
-                    let value = acc * slab.last[o] + bias;
+                    let value = scaled(low[o], high[o], scale) + bias;
                     // SAFETY: an output of a row, which nothing else writes.
                     unsafe { *self.out.start.add(row * self.out.n + output) = value };
                 }
@@ -47,12 +51,11 @@ impl Kernel for Multiply<'_> {
     }
 }
 
-/// The sums of the products of a row's block with the 16 outputs.
+/// Adds the products of a row's step with the 16 outputs.
 #[inline(always)]
-fn products(row: &[i8; BLOCK], block: &[u8; BLOCK_BYTES_8]) -> [i32; GROUP] {
-    let (fours, _) = block.as_chunks::<{ 4 * GROUP }>();
+fn add(sums: &mut [i32; GROUP], row: &[i8; STEP], step: &[u8; STEP_BYTES_8]) {
+    let (fours, _) = step.as_chunks::<{ 4 * GROUP }>();
     let (row, _) = row.as_chunks::<4>();
-    let mut sums = [0i32; GROUP];
     for (four, row) in fours.iter().zip(row) {
         for o in 0..GROUP {
             for i in 0..4 {
@@ -60,5 +63,4 @@ fn products(row: &[i8; BLOCK], block: &[u8; BLOCK_BYTES_8]) -> [i32; GROUP] {
             }
         }
     }
-    sums
 }

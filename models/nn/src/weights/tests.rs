@@ -1,0 +1,88 @@
+//! What is rounded as it is loaded.
+
+use super::*;
+use kiln_registry::{InputContext, MediaCounts, Tokenizer};
+use safetensors::tensor::{TensorView, serialize};
+use serde_json::json;
+use std::sync::Arc;
+
+struct File(Bytes);
+
+impl CheckpointFiles for File {
+    fn read(&self, name: &str) -> Result<Option<Bytes>> {
+        Ok((name == SINGLE).then(|| self.0.clone()))
+    }
+
+    fn list(&self) -> Result<Vec<String>> {
+        Ok(vec![SINGLE.to_owned()])
+    }
+}
+
+struct NoTokenizer;
+
+impl Tokenizer for NoTokenizer {
+    fn encode(&self, _: &str, _: bool) -> Result<Vec<u32>> {
+        Ok(vec![])
+    }
+
+    fn token_to_id(&self, _: &str) -> Option<u32> {
+        None
+    }
+
+    fn id_to_token(&self, _: u32) -> Option<String> {
+        None
+    }
+}
+
+/// Loads `weight` of a checkpoint that has it in `bf16`.
+fn quantized(numbers: &[f32], shape: [usize; 2], kind: Quantization) -> Result<QuantizedWeight> {
+    let bytes: Vec<u8> = numbers
+        .iter()
+        .flat_map(|x| bf16::from_f32(*x).to_le_bytes())
+        .collect();
+    let view = TensorView::new(Dtype::BF16, shape.to_vec(), &bytes).expect("a tensor");
+    let file = serialize([("weight", view)], None).expect("a file");
+    let input = InputContext::new(
+        json!({}),
+        json!({}),
+        Arc::new(NoTokenizer),
+        MediaCounts::new(),
+        1,
+    );
+    let ctx = LoadContext {
+        input: &input,
+        files: &File(file.into()),
+        device: &Device::flex(),
+        dtype: WeightDType::Auto,
+        quantize: Some(kind),
+        progress: &|_, _| {},
+    };
+    let weights = Weights::open(&ctx, &[])?;
+    let weight = weights.root().quantized("weight", shape, kind)?;
+    assert_eq!(weights.bytes(), weight.bytes(), "what is kept is counted");
+    Ok(weight)
+}
+
+#[test]
+fn a_weight_is_rounded_from_the_file_as_it_is_from_a_tensor() {
+    let shape = [21, 75];
+    let numbers: Vec<f32> = (0..21 * 75).map(|i| (i as f32 * 0.37).sin()).collect();
+    let tensor = TensorData::new(numbers.clone(), shape);
+    let tensor = Tensor::<2>::from_data(tensor, (&Device::flex(), DType::F32));
+    for kind in [Quantization::Q8, Quantization::Q4] {
+        let loaded = quantized(&numbers, shape, kind).expect("a weight");
+        let made = QuantizedWeight::new(tensor.clone().cast(FloatDType::BF16), kind);
+        assert_eq!(loaded.dims(), shape);
+        assert!(loaded.parts() == made.parts(), "{kind:?}");
+    }
+}
+
+#[test]
+fn a_row_whose_sums_might_not_fit_is_refused() {
+    let long = QuantizedWeight::MAX_K + 1;
+    let error = quantized(&vec![1.0; long], [1, long], Quantization::Q8);
+    let error = error.err().expect("an error").to_string();
+    assert!(error.contains("131073"), "{error}");
+    let longest = vec![1.0; QuantizedWeight::MAX_K];
+    assert!(quantized(&longest, [1, longest.len()], Quantization::Q8).is_ok());
+}
