@@ -19,6 +19,7 @@ mod commands;
 mod inspect;
 mod linked;
 mod load;
+mod page;
 
 use clap::Parser;
 use cli::{Cli, Command};
