@@ -194,7 +194,7 @@ function* factsOf(picture, { items, prompt, sheet }) {
   yield make("p", { class: "count" }, `${item.tokens} `, make("small", {},
     `${item.tokens === 1 ? "token" : "tokens"}${item.tokens_are ? `: ${item.tokens_are}` : ""}`));
   if (views.count) {
-    const patches = views.patches ? `, ${views.patches[0]} × ${views.patches[1]} patches each` : "";
+    const patches = views.patches ? `, ${views.patches[0]} × ${views.patches[1]} patches${views.count > 1 ? " each" : ""}` : "";
     yield make("p", { id: "tiles" },
       `${plural(views.count, views.count > 1 ? "tile" : "view")} of ${views.width} × ${views.height}${patches}`
       + (item.seen ? `; ${item.seen}` : ""));
@@ -269,12 +269,12 @@ async function submit(event) {
   complain("");
   const turn = { role: "user", text, pictures: pending };
   turns.push(turn);
-  const asked = make("article", { class: "turn asked" }, make("h3", {}, "You"),
+  const asked = make("article", { class: "turn asked" }, make("h2", {}, "You"),
     turn.pictures.length ? make("ul", { class: "thumbs" }, ...turn.pictures.map((p) => make("li", {}, thumb(p)))) : null,
     make("p", { class: "words" }, text));
   const answer = make("p", { class: "words" });
   const took = make("p", { class: "took" });
-  const given = make("article", { class: "turn answer busy" }, make("h3", {}, "Model"), answer, took);
+  const given = make("article", { class: "turn answer busy" }, make("h2", {}, "Model"), answer, took);
   append(asked);
   append(given);
   pending = [];
