@@ -12,6 +12,7 @@ Examples:
   kiln run                                       the built-in model about the built-in picture
   kiln run builtin --image p.png 'How many circles are there?'
   kiln run ./llava-1.5-7b --image cat.jpg 'What is this?'
+  kiln run llava-hf/llava-1.5-7b-hf --image cat.jpg 'What is this?'
   kiln run ./llava-1.5-7b --image a.jpg --image b.png --limit-mm-per-prompt image=2 'Compare.'
   kiln inspect ./llava-v1.6 --image wide.jpg --out sheet.png
   kiln bench ./llava-1.5-7b --image cat.jpg --concurrency 1,8
@@ -26,6 +27,10 @@ pub(crate) struct Cli {
     /// Threads that compute [default: one a core].
     #[arg(long, global = true, env = "KILN_THREADS", value_name = "N")]
     pub(crate) threads: Option<usize>,
+    /// Fetch nothing from the Hugging Face Hub: what is in its cache, or an error. HF_HUB_OFFLINE=1
+    /// says the same.
+    #[arg(long, global = true)]
+    pub(crate) offline: bool,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -102,7 +107,8 @@ pub(crate) struct CacheArgs {
 
 #[derive(Args)]
 pub(crate) struct RunArgs {
-    /// Folder of a Hugging Face checkpoint, or `builtin`.
+    /// Folder of a checkpoint, a repository of the Hugging Face Hub (org/name, org/name@revision), or
+    /// `builtin`.
     pub(crate) model_dir: Option<PathBuf>,
     /// The question.
     pub(crate) prompt: Option<String>,
@@ -218,7 +224,8 @@ pub(crate) struct ModelsArgs {
 
 #[derive(Args)]
 pub(crate) struct InspectArgs {
-    /// Folder of a Hugging Face checkpoint, or `builtin`.
+    /// Folder of a checkpoint, a repository of the Hugging Face Hub (org/name, org/name@revision), or
+    /// `builtin`.
     pub(crate) model_dir: PathBuf,
     /// A picture file; may be repeated.
     #[arg(long, value_name = "FILE", required = true)]
@@ -232,7 +239,8 @@ pub(crate) struct InspectArgs {
 
 #[derive(Args)]
 pub(crate) struct ProfileArgs {
-    /// Folder of a Hugging Face checkpoint, or `builtin`.
+    /// Folder of a checkpoint, a repository of the Hugging Face Hub (org/name, org/name@revision), or
+    /// `builtin`.
     pub(crate) model_dir: PathBuf,
     /// As JSON, for programs.
     #[arg(long)]
@@ -245,7 +253,8 @@ pub(crate) struct ProfileArgs {
 
 #[derive(Args)]
 pub(crate) struct TraceArgs {
-    /// Folder of a Hugging Face checkpoint, or `builtin`.
+    /// Folder of a checkpoint, a repository of the Hugging Face Hub (org/name, org/name@revision), or
+    /// `builtin`.
     pub(crate) model_dir: PathBuf,
     /// A picture file, in the order of the prompt; may be repeated.
     #[arg(long, value_name = "FILE")]
@@ -271,7 +280,8 @@ pub(crate) struct TraceArgs {
 
 #[derive(Args)]
 pub(crate) struct BenchArgs {
-    /// Folder of a Hugging Face checkpoint, or `builtin`.
+    /// Folder of a checkpoint, a repository of the Hugging Face Hub (org/name, org/name@revision), or
+    /// `builtin`.
     pub(crate) model_dir: PathBuf,
     /// A picture file; may be repeated [default: the built-in one, where the model takes pictures].
     #[arg(long, value_name = "FILE")]

@@ -16,6 +16,7 @@ mod bench;
 mod builtin;
 mod cli;
 mod commands;
+mod hub;
 mod inspect;
 mod linked;
 mod load;
@@ -33,6 +34,7 @@ pub fn main() -> ExitCode {
         eprintln!("kiln: {error:#}");
         return ExitCode::from(2);
     }
+    hub::set_offline(cli.offline);
     let result = match &cli.command {
         Command::Run(args) => commands::run(args),
         Command::Models(args) => commands::models(args),
