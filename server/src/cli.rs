@@ -1,6 +1,7 @@
 //! The command line: every flag with what it does. Flags carry the names that vLLM and OpenAI's API
 //! use.
 
+use crate::chat::ChatArgs;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use kiln_engine::{CacheOptions, EngineOptions, ModelOptions, SamplingParams, open_device};
@@ -16,6 +17,7 @@ Examples:
   kiln run ./llava-1.5-7b --image a.jpg --image b.png --limit-mm-per-prompt image=2 'Compare.'
   kiln inspect ./llava-v1.6 --image wide.jpg --out sheet.png
   kiln bench ./llava-1.5-7b --image cat.jpg --concurrency 1,8
+  kiln chat ./llava-1.5-7b                       then /image cat.jpg, and questions
   kiln models
 
 Exit codes: 0 done, 1 failed, 2 the command line or the input can't be served as given.";
@@ -42,6 +44,8 @@ pub(crate) enum Command {
     /// Without arguments the built-in model describes the built-in picture. Greedy unless a
     /// temperature is given.
     Run(Box<RunArgs>),
+    /// Talk with a model, or with a running server, in the terminal.
+    Chat(Box<ChatArgs>),
     /// List what is linked into this binary.
     Models(ModelsArgs),
     /// Draw what a model sees of pictures, and say it in words.

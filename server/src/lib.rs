@@ -14,6 +14,7 @@
 
 mod bench;
 mod builtin;
+mod chat;
 mod cli;
 mod commands;
 mod hub;
@@ -37,6 +38,7 @@ pub fn main() -> ExitCode {
     hub::set_offline(cli.offline);
     let result = match &cli.command {
         Command::Run(args) => commands::run(args),
+        Command::Chat(args) => chat::chat(args),
         Command::Models(args) => commands::models(args),
         Command::Inspect(args) => commands::inspect(args),
         Command::Profile(args) => commands::profile(args),
