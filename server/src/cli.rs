@@ -408,6 +408,7 @@ impl SamplingArgs {
             stop: self.stop.clone(),
             stop_token_ids: self.stop_token_id.clone(),
             ignore_eos: self.ignore_eos,
+            ..SamplingParams::default()
         }
     }
 }
