@@ -6,7 +6,7 @@ mod law;
 mod media;
 
 use crate::cache::ProcessorCache;
-use crate::configs::GenerationConfig;
+use crate::configs::{GenerationConfig, SamplingDefaults};
 use crate::event::Usage;
 use crate::request::{MediaInput, PromptInput, Request, TemplateArgs};
 use crate::sampling::{Guide, Guides};
@@ -115,6 +115,16 @@ impl InputPipeline {
     /// The most tokens of one item, by modality.
     pub fn max_tokens(&self) -> &BTreeMap<&'static str, usize> {
         &self.max_tokens
+    }
+
+    /// The checkpoint's chat template.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.template.as_ref()
+    }
+
+    /// The sampling parameters that the checkpoint recommends.
+    pub fn sampling_defaults(&self) -> SamplingDefaults {
+        self.generation.sampling_defaults()
     }
 
     /// Whether the checkpoint brings a chat template.
@@ -229,7 +239,12 @@ impl InputPipeline {
         })
     }
 
-    fn check_counts<'a>(&self, modalities: impl Iterator<Item = &'a str>) -> Result<()> {
+    /// Whether a prompt may have these items, told by their modalities.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] for a modality that the model does not take, and
+    /// [`Error::TooManyItems`].
+    pub fn check_counts<'a>(&self, modalities: impl Iterator<Item = &'a str>) -> Result<()> {
         let mut counts = MediaCounts::new();
         for modality in modalities {
             counts.set(modality, counts.get(modality) + 1);

@@ -109,6 +109,7 @@ pub struct ChatTemplate {
     format: ContentFormat,
     /// Which modalities the template has a place for; found out when first asked.
     takes: Arc<Mutex<BTreeMap<String, bool>>>,
+    source: Arc<str>,
 }
 
 impl ChatTemplate {
@@ -140,9 +141,15 @@ impl ChatTemplate {
             special_tokens,
             format: ContentFormat::Text,
             takes: Arc::default(),
+            source: source.into(),
         };
         template.format = template.probe_format()?;
         Ok(template)
+    }
+
+    /// The template as it stands in its file.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// The literal beginning-of-sequence token that the template may write.

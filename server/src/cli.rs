@@ -90,7 +90,12 @@ pub(crate) struct LoadArgs {
     #[arg(long, value_name = "BITS", env = "KILN_QUANTIZE")]
     pub(crate) quantize: Option<String>,
     /// Where to run: cpu, cuda or cuda:N.
-    #[arg(long, default_value = "cpu", value_name = "DEVICE", env = "KILN_DEVICE")]
+    #[arg(
+        long,
+        default_value = "cpu",
+        value_name = "DEVICE",
+        env = "KILN_DEVICE"
+    )]
     pub(crate) device: String,
     /// Items per prompt, as in image=4,video=0 [default: 1 image].
     #[arg(long, value_name = "LIMITS", value_parser = parse_limits, env = "KILN_LIMIT_MM_PER_PROMPT")]

@@ -83,17 +83,17 @@ fn is_public(address: IpAddr) -> bool {
 /// IANA's registry of special addresses, and one that a cloud gives its machines.
 fn is_public_v4(address: Ipv4Addr) -> bool {
     let special = match address.octets() {
-        [0 | 10 | 127, ..] => true,                  // this network, private, loopback
-        [100, b, ..] if b & 0xc0 == 64 => true,      // carrier-grade NAT
-        [169, 254, ..] => true,                      // link-local, and clouds' metadata
-        [172, b, ..] if b & 0xf0 == 16 => true,      // private
-        [192, 0, 0 | 2, _] => true,                  // protocol assignments, documentation
-        [192, 88, 99, _] => true,                    // relays of 6to4
-        [192, 168, ..] => true,                      // private
-        [198, 18 | 19, ..] => true,                  // benchmarks
+        [0 | 10 | 127, ..] => true,             // this network, private, loopback
+        [100, b, ..] if b & 0xc0 == 64 => true, // carrier-grade NAT
+        [169, 254, ..] => true,                 // link-local, and clouds' metadata
+        [172, b, ..] if b & 0xf0 == 16 => true, // private
+        [192, 0, 0 | 2, _] => true,             // protocol assignments, documentation
+        [192, 88, 99, _] => true,               // relays of 6to4
+        [192, 168, ..] => true,                 // private
+        [198, 18 | 19, ..] => true,             // benchmarks
         [198, 51, 100, _] | [203, 0, 113, _] => true, // documentation
-        [168, 63, 129, 16] => true,                  // Azure's metadata
-        [224.., ..] => true,                         // multicast, reserved, broadcast
+        [168, 63, 129, 16] => true,             // Azure's metadata
+        [224..=255, ..] => true,                // multicast, reserved, broadcast
         _ => false,
     };
     !special

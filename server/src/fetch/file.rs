@@ -90,6 +90,11 @@ mod tests {
         assert!(large.message.contains("--media-max-bytes"));
         let off = FetchOptions::default();
         let url = Url::parse("file:///etc/passwd").unwrap();
-        assert!(read(&url, &off).unwrap_err().message.contains("--allowed-media-path"));
+        assert!(
+            read(&url, &off)
+                .unwrap_err()
+                .message
+                .contains("--allowed-media-path")
+        );
     }
 }

@@ -19,14 +19,14 @@ use url::{Host, Url};
 const MAX_REDIRECTS: usize = 5;
 
 /// Addresses of a host and port.
-pub(super) type LookUp = dyn Fn(&str, u16, Duration) -> Option<Vec<SocketAddr>>;
+pub(super) type LookUp<'a> = dyn Fn(&str, u16, Duration) -> Option<Vec<SocketAddr>> + 'a;
 
 /// The content of an http or https URL.
 pub(super) fn get(
     url: Url,
     options: &FetchOptions,
     deadline: Instant,
-    look_up: &LookUp,
+    look_up: &LookUp<'_>,
 ) -> Result<Bytes, FetchError> {
     let mut url = url;
     for _ in 0..=MAX_REDIRECTS {
@@ -74,7 +74,7 @@ fn checked(
     url: &Url,
     options: &FetchOptions,
     deadline: Instant,
-    look_up: &LookUp,
+    look_up: &LookUp<'_>,
 ) -> Result<Vec<SocketAddr>, FetchError> {
     if !matches!(url.scheme(), "http" | "https") {
         return Err(FetchError::new(
@@ -241,7 +241,10 @@ mod tests {
     }
 
     fn ok(body: &str) -> String {
-        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+        format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
     }
 
     fn options() -> FetchOptions {
@@ -259,7 +262,11 @@ mod tests {
         // The second answer would be a private address: rebinding.
         let look_up = |_: &str, port: u16, _: Duration| {
             asked.set(asked.get() + 1);
-            let address = if asked.get() == 1 { "127.0.0.1" } else { "127.0.0.2" };
+            let address = if asked.get() == 1 {
+                "127.0.0.1"
+            } else {
+                "127.0.0.2"
+            };
             Some(vec![SocketAddr::new(address.parse().unwrap(), port)])
         };
         let got = get(
@@ -295,11 +302,17 @@ mod tests {
             "http://[::ffff:127.0.0.2]/",
             "http://[::ffff:7f00:2]/",
             "http://169.254.169.254/latest/meta-data",
-            "http://example.com\\@127.0.0.2/".replace("example.com\\@", "").as_str(),
+            "http://example.com\\@127.0.0.2/"
+                .replace("example.com\\@", "")
+                .as_str(),
             "http://１２７.0.0.2/",
         ] {
             let error = get(url(text), &options(), soon(), &never).unwrap_err();
-            assert!(error.message.contains("not public"), "{text}: {}", error.message);
+            assert!(
+                error.message.contains("not public"),
+                "{text}: {}",
+                error.message
+            );
         }
         for text in [
             "http://good.example@127.0.0.2/",
@@ -309,7 +322,12 @@ mod tests {
             assert!(error.message.contains("credentials"), "{text}");
         }
         // The one parser takes `\` for `/`: the host is the part before it.
-        let error = get(url("http://good.example\\@127.0.0.2/"), &options(), soon(), &never);
+        let error = get(
+            url("http://good.example\\@127.0.0.2/"),
+            &options(),
+            soon(),
+            &never,
+        );
         assert!(error.unwrap_err().message.contains("resolved"));
     }
 
@@ -317,7 +335,9 @@ mod tests {
     fn redirects_are_checked_hop_by_hop_and_counted() {
         let never = |_: &str, _: u16, _: Duration| None;
         let to = |where_to: &str| {
-            format!("HTTP/1.1 302 Found\r\nLocation: {where_to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            format!(
+                "HTTP/1.1 302 Found\r\nLocation: {where_to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            )
         };
         let (inside, inner_hits) = server(vec![ok("secret")]);
         let (port, hits) = server(vec![to(&format!("http://127.0.0.2:{inside}/"))]);
@@ -330,7 +350,11 @@ mod tests {
         let (port, hits) = server(vec![to("/again"); 20]);
         let from = url(&format!("http://127.0.0.1:{port}/"));
         let error = get(from, &options(), soon(), &never).unwrap_err();
-        assert!(error.message.contains("redirects more than"), "{}", error.message);
+        assert!(
+            error.message.contains("redirects more than"),
+            "{}",
+            error.message
+        );
         assert_eq!(hits.load(Ordering::SeqCst), MAX_REDIRECTS + 1);
 
         let (port, _) = server(vec![to("file:///etc/passwd")]);
@@ -340,7 +364,10 @@ mod tests {
 
         let (port, _) = server(vec![to("/there"), ok("picture")]);
         let from = url(&format!("http://127.0.0.1:{port}/"));
-        assert_eq!(get(from, &options(), soon(), &never).unwrap().as_ref(), b"picture");
+        assert_eq!(
+            get(from, &options(), soon(), &never).unwrap().as_ref(),
+            b"picture"
+        );
     }
 
     #[test]
@@ -348,14 +375,29 @@ mod tests {
         let never = |_: &str, _: u16, _: Duration| None;
         let fetch = |answer: &str, options: &FetchOptions, deadline| {
             let (port, _) = server(vec![answer.to_owned()]);
-            get(url(&format!("http://127.0.0.1:{port}/")), options, deadline, &never)
-                .unwrap_err()
-                .message
+            get(
+                url(&format!("http://127.0.0.1:{port}/")),
+                options,
+                deadline,
+                &never,
+            )
+            .unwrap_err()
+            .message
         };
         assert!(fetch(&ok(&"x".repeat(101)), &options(), soon()).contains("--media-max-bytes"));
-        let undeclared = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{}", "x".repeat(101));
+        let undeclared = format!(
+            "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{}",
+            "x".repeat(101)
+        );
         assert!(fetch(&undeclared, &options(), soon()).contains("--media-max-bytes"));
-        assert!(fetch("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", &options(), soon()).contains("404"));
+        assert!(
+            fetch(
+                "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+                &options(),
+                soon()
+            )
+            .contains("404")
+        );
         assert!(fetch("garbage", &options(), soon()).contains("HTTP"));
         let elsewhere = FetchOptions {
             allowed_domains: vec!["media.example".to_owned()],
@@ -368,7 +410,11 @@ mod tests {
         let began = Instant::now();
         let deadline = began + Duration::from_millis(300);
         let error = get(url(&silent), &options(), deadline, &never).unwrap_err();
-        assert!(error.message.contains("--media-timeout"), "{}", error.message);
+        assert!(
+            error.message.contains("--media-timeout"),
+            "{}",
+            error.message
+        );
         assert!(began.elapsed() < Duration::from_secs(3));
     }
 }

@@ -46,36 +46,78 @@ struct Inner {
 
 /// What the engine counts, under the name that it is told by.
 const FOLLOWED: [(&str, &str, fn(&EngineStats) -> u64); 11] = [
-    ("vllm:prompt_tokens_total", "Tokens of accepted prompts.", |s| s.prompt_tokens),
-    ("vllm:generation_tokens_total", "Tokens chosen.", |s| s.generation_tokens),
-    ("vllm:num_preemptions_total", "Sequences that gave their blocks back and began anew.", |s| {
-        s.preemptions
+    (
+        "vllm:prompt_tokens_total",
+        "Tokens of accepted prompts.",
+        |s| s.prompt_tokens,
+    ),
+    ("vllm:generation_tokens_total", "Tokens chosen.", |s| {
+        s.generation_tokens
     }),
-    ("vllm:prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache.", |s| {
-        s.prefix_cache_queries
-    }),
-    ("vllm:prefix_cache_hits_total", "Prompt tokens found there.", |s| s.prefix_cache_hits),
-    ("kiln:encoder_cache_queries_total", "Items whose encoder rows were needed.", |s| {
-        s.encoder_cache_queries
-    }),
-    ("kiln:encoder_cache_hits_total", "Items whose rows were cached.", |s| s.encoder_cache_hits),
-    ("kiln:processor_cache_queries_total", "Items that were to be decoded and mapped.", |s| {
-        s.processor_cache_queries
-    }),
-    ("kiln:processor_cache_hits_total", "Items that were decoded and mapped before.", |s| {
-        s.processor_cache_hits
-    }),
-    ("kiln:encoded_items_total", "Items that went through an encoder.", |s| s.encoded_items),
+    (
+        "vllm:num_preemptions_total",
+        "Sequences that gave their blocks back and began anew.",
+        |s| s.preemptions,
+    ),
+    (
+        "vllm:prefix_cache_queries_total",
+        "Prompt tokens looked up in the prefix cache.",
+        |s| s.prefix_cache_queries,
+    ),
+    (
+        "vllm:prefix_cache_hits_total",
+        "Prompt tokens found there.",
+        |s| s.prefix_cache_hits,
+    ),
+    (
+        "kiln:encoder_cache_queries_total",
+        "Items whose encoder rows were needed.",
+        |s| s.encoder_cache_queries,
+    ),
+    (
+        "kiln:encoder_cache_hits_total",
+        "Items whose rows were cached.",
+        |s| s.encoder_cache_hits,
+    ),
+    (
+        "kiln:processor_cache_queries_total",
+        "Items that were to be decoded and mapped.",
+        |s| s.processor_cache_queries,
+    ),
+    (
+        "kiln:processor_cache_hits_total",
+        "Items that were decoded and mapped before.",
+        |s| s.processor_cache_hits,
+    ),
+    (
+        "kiln:encoded_items_total",
+        "Items that went through an encoder.",
+        |s| s.encoded_items,
+    ),
     ("kiln:steps_total", "Steps of the scheduler.", |s| s.steps),
 ];
 
 const HELD: [(&str, &str, fn(&EngineStats) -> u64); 4] = [
-    ("kiln:encoder_cache_bytes", "Bytes of encoder rows held.", |s| s.encoder_cache_bytes),
-    ("kiln:processor_cache_bytes", "Bytes of mapped items held.", |s| s.processor_cache_bytes),
-    ("kiln:num_requests_preparing", "Requests whose media are decoded and mapped now.", |s| {
-        s.preparing
-    }),
-    ("kiln:kv_blocks_free", "KV blocks that no sequence owns.", |s| s.free_blocks),
+    (
+        "kiln:encoder_cache_bytes",
+        "Bytes of encoder rows held.",
+        |s| s.encoder_cache_bytes,
+    ),
+    (
+        "kiln:processor_cache_bytes",
+        "Bytes of mapped items held.",
+        |s| s.processor_cache_bytes,
+    ),
+    (
+        "kiln:num_requests_preparing",
+        "Requests whose media are decoded and mapped now.",
+        |s| s.preparing,
+    ),
+    (
+        "kiln:kv_blocks_free",
+        "KV blocks that no sequence owns.",
+        |s| s.free_blocks,
+    ),
 ];
 
 impl Metrics {
@@ -125,7 +167,10 @@ impl Metrics {
             &["block_size", "num_gpu_blocks"],
         )?;
         registry.register(Box::new(config.clone()))?;
-        let (size, blocks) = (profile.block_size.to_string(), profile.kv_blocks.to_string());
+        let (size, blocks) = (
+            profile.block_size.to_string(),
+            profile.kv_blocks.to_string(),
+        );
         config.with_label_values(&[&size, &blocks]).set(1);
         let success = counters(
             "vllm:request_success_total",
@@ -137,7 +182,10 @@ impl Metrics {
         }
         Ok(Self(Arc::new(Inner {
             running: gauge("vllm:num_requests_running", "Sequences that run.")?,
-            waiting: gauge("vllm:num_requests_waiting", "Requests that wait or are prepared.")?,
+            waiting: gauge(
+                "vllm:num_requests_waiting",
+                "Requests that wait or are prepared.",
+            )?,
             kv_usage,
             followed,
             held,
@@ -148,7 +196,11 @@ impl Metrics {
                 "Requests that were answered with an error, by its code.",
                 "reason",
             )?,
-            requests: counters("kiln:http_responses_total", "Responses, by status.", "status")?,
+            requests: counters(
+                "kiln:http_responses_total",
+                "Responses, by status.",
+                "status",
+            )?,
             time_to_first_token: histogram(
                 "vllm:time_to_first_token_seconds",
                 "From arrival to the first token.",
@@ -181,7 +233,10 @@ impl Metrics {
     /// Counts a response.
     pub(crate) fn response(&self, status: u16) {
         let inner = &self.0;
-        inner.requests.with_label_values(&[status.to_string().as_str()]).inc();
+        inner
+            .requests
+            .with_label_values(&[status.to_string().as_str()])
+            .inc();
     }
 
     /// Counts a request that was answered with an error.
@@ -197,7 +252,9 @@ impl Metrics {
         inner.running.set(number(stats.running));
         inner.waiting.set(number(stats.waiting + stats.preparing));
         let used = stats.kv_blocks.saturating_sub(stats.free_blocks);
-        inner.kv_usage.set(used as f64 / stats.kv_blocks.max(1) as f64);
+        inner
+            .kv_usage
+            .set(used as f64 / stats.kv_blocks.max(1) as f64);
         for (counter, read) in &inner.followed {
             counter.inc_by(read(stats).saturating_sub(counter.get()));
         }

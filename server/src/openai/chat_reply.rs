@@ -2,8 +2,8 @@
 
 use crate::openai::ApiError;
 use crate::openai::answer::{
-    AnswerMessage, ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatLogprobs,
-    DeltaBody, FunctionCall, FunctionDelta, ToolCall, ToolCallDelta, UsageBody,
+    AnswerMessage, ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatLogprobs, DeltaBody,
+    FunctionCall, FunctionDelta, ToolCall, ToolCallDelta, UsageBody,
 };
 use crate::openai::chat_plan::ChatPlan;
 use crate::openai::run::{At, Run};

@@ -66,7 +66,10 @@ impl FromJson for Prompts {
             Some(_) => {}
         }
         if list.len() > MAX_PROMPTS {
-            return Err(ApiError::field(at, format!("at most {MAX_PROMPTS} prompts")));
+            return Err(ApiError::field(
+                at,
+                format!("at most {MAX_PROMPTS} prompts"),
+            ));
         }
         list.into_iter()
             .enumerate()

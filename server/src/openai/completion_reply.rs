@@ -35,8 +35,7 @@ pub(crate) async fn collect(
             Event::Token { index, token, text } => {
                 let at = prompt * plan.n + index;
                 if plan.logprobs
-                    && let (Some(choice), Some(offset)) =
-                        (choices.get_mut(at), offsets.get_mut(at))
+                    && let (Some(choice), Some(offset)) = (choices.get_mut(at), offsets.get_mut(at))
                 {
                     plan.tokens.completion(&token, &mut choice.logprobs, offset);
                 }
@@ -91,7 +90,11 @@ impl CompletionChunks {
 
     fn choice(&self, choice: TextChoice, run: &Run, out: &mut Writer) {
         let every = self.plan.output.stream_options().every_usage();
-        self.chunk(vec![choice], every.then(|| UsageBody::sum(run.usages())), out);
+        self.chunk(
+            vec![choice],
+            every.then(|| UsageBody::sum(run.usages())),
+            out,
+        );
     }
 }
 

@@ -69,7 +69,10 @@ impl GuidedFields {
             ));
         }
         if matches!(&constraint, Some(Grammar::Choice(list)) if list.is_empty()) {
-            return Err(ApiError::field("guided_choice", "there is nothing to choose"));
+            return Err(ApiError::field(
+                "guided_choice",
+                "there is nothing to choose",
+            ));
         }
         Ok(constraint)
     }
@@ -165,7 +168,10 @@ mod tests {
         ] {
             assert_eq!(constraint(body.clone()).unwrap(), regex, "{body}");
         }
-        assert_eq!(constraint(json!({"response_format": {"type": "text"}})).unwrap(), None);
+        assert_eq!(
+            constraint(json!({"response_format": {"type": "text"}})).unwrap(),
+            None
+        );
         assert_eq!(
             constraint(json!({"response_format": {"type": "json_object"}})).unwrap(),
             Some(Grammar::JsonObject)
@@ -182,7 +188,10 @@ mod tests {
             (json!({"guided_choice": []}), "guided_choice"),
             (json!({"guided_json": "{"}), "guided_json"),
             (json!({"guided_json": 3}), "guided_json"),
-            (json!({"response_format": {"type": "xml"}}), "response_format.type"),
+            (
+                json!({"response_format": {"type": "xml"}}),
+                "response_format.type",
+            ),
             (
                 json!({"response_format": {"type": "json_schema", "json_schema": {}}}),
                 "response_format.json_schema.schema",

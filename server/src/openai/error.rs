@@ -153,6 +153,7 @@ impl From<Error> for ApiError {
             Error::TooManyItems { .. } => Self::invalid(error).code("too_many_items"),
             Error::ContextLength { .. } => Self::invalid(error).code("context_length_exceeded"),
             Error::Overloaded(_) => Self::overloaded(error),
+            Error::ShuttingDown => Self::shutting_down(),
             // It names a file inside the checkpoint, and what is wrong with it: the template, mostly.
             Error::Checkpoint { .. } => {
                 tracing::error!(%error, "the checkpoint failed a request");
@@ -177,10 +178,7 @@ impl IntoResponse for ApiError {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if self.status == StatusCode::UNAUTHORIZED {
-            headers.insert(
-                header::WWW_AUTHENTICATE,
-                HeaderValue::from_static("Bearer"),
-            );
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         // For the middleware that counts rejections.
         response.extensions_mut().insert(Rejection(self.reason()));

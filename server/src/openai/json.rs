@@ -331,7 +331,10 @@ mod tests {
             (r#"{"depth": -1}"#, "depth"),
             (r#"{"depth": 1.5}"#, "depth"),
             (r#"{"depth": 4294967296}"#, "depth"),
-            (r#"{"list": [{"depth": 1}, {"depth": "x"}]}"#, "list[1].depth"),
+            (
+                r#"{"list": [{"depth": 1}, {"depth": "x"}]}"#,
+                "list[1].depth",
+            ),
             (r#"{"list": [3]}"#, "list[0]"),
             (r#"{"stop": ["a", 1]}"#, "stop[1]"),
             (r#"{"heat": 1e300}"#, "heat"),
@@ -359,6 +362,9 @@ mod tests {
         assert_eq!(outer.list, None);
         let schema = Outer::schema();
         assert_eq!(schema["properties"]["depth"]["type"], "integer");
-        assert_eq!(schema["properties"]["name"]["description"], "What it is called.");
+        assert_eq!(
+            schema["properties"]["name"]["description"],
+            "What it is called."
+        );
     }
 }

@@ -21,7 +21,7 @@ impl TokenTexts {
     pub(crate) fn chat(&self, token: &SampledToken, into: &mut Option<ChatLogprobs>) {
         let text = self.text(token.id);
         let top_logprobs = token
-            .top
+            .top_logprobs
             .iter()
             .map(|(id, logprob)| {
                 let text = self.text(*id);
@@ -53,7 +53,7 @@ impl TokenTexts {
         *offset += text.chars().count();
         out.tokens.push(text);
         out.token_logprobs.push(finite(token.logprob));
-        let top = token.top.iter();
+        let top = token.top_logprobs.iter();
         out.top_logprobs
             .push(top.map(|(id, l)| (self.text(*id), finite(*l))).collect());
     }

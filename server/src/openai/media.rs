@@ -6,15 +6,12 @@ use crate::openai::api::Api;
 use crate::openai::message::{MediaPart, MediaSource};
 use futures_util::future::try_join_all;
 use kiln_engine::MediaInput;
-use kiln_registry::{HostTensor, MediaCounts, MediaItem};
+use kiln_registry::{HostTensor, MediaItem};
 
 /// Items as the engine takes them, in the order given.
 pub(super) async fn fetch(parts: Vec<MediaPart>, api: &Api) -> Result<Vec<MediaInput>, ApiError> {
-    let mut counts = MediaCounts::new();
-    for part in &parts {
-        counts.set(part.modality, counts.get(part.modality) + 1);
-    }
-    api.pipeline().check_counts(&counts)?;
+    api.pipeline()
+        .check_counts(parts.iter().map(|part| part.modality))?;
     try_join_all(parts.into_iter().map(|part| one(part, api))).await
 }
 

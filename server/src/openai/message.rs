@@ -142,7 +142,10 @@ impl FromJson for Part {
         let kind: String = fields.need("type", at)?;
         let media = |modality, source, uuid: Option<String>, name: &str| {
             let param = At::Field(at, name).to_string();
-            if uuid.as_ref().is_some_and(|uuid| uuid.is_empty() || uuid.len() > MAX_UUID) {
+            if uuid
+                .as_ref()
+                .is_some_and(|uuid| uuid.is_empty() || uuid.len() > MAX_UUID)
+            {
                 let range = format!("it must have 1 to {MAX_UUID} bytes");
                 return Err(ApiError::field(At::Field(at, "uuid"), range));
             }
@@ -316,7 +319,14 @@ mod tests {
             .collect();
         assert_eq!(
             seen,
-            ["a", "image Some(\"one\")", "b", "audio None", "video None", "image Some(\"one\")"]
+            [
+                "a",
+                "image Some(\"one\")",
+                "b",
+                "audio None",
+                "video None",
+                "image Some(\"one\")"
+            ]
         );
     }
 

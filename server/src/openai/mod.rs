@@ -17,7 +17,7 @@ pub(crate) mod json;
 mod logprobs;
 mod media;
 pub(crate) mod message;
-mod run;
+pub(crate) mod run;
 mod sampling;
 pub(crate) mod sse;
 pub(crate) mod tokenize;

@@ -3,8 +3,8 @@
 
 use crate::metrics::{Metrics, Recorder};
 use crate::openai::ApiError;
-use futures_util::stream::{BoxStream, SelectAll, StreamExt, select_all, unfold};
 use futures_util::FutureExt;
+use futures_util::stream::{BoxStream, SelectAll, StreamExt, select_all, unfold};
 use kiln_engine::{Engine, Event, Generation, Request, Usage};
 use kiln_registry::Result;
 

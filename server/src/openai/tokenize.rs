@@ -2,8 +2,8 @@
 
 use crate::openai::chat::ChatRequest;
 use crate::openai::json::wire;
+use crate::openai::json::{At, Fields, FromJson};
 use crate::openai::{Api, ApiError, Head};
-use crate::openai::json::{Fields, FromJson, At};
 use kiln_registry::Tokenizer;
 use serde::Serialize;
 use serde_json::Value;
@@ -47,7 +47,10 @@ impl FromJson for TokenizeRequest {
             return TokenizeText::take(&mut fields, at).map(Self::Text);
         }
         let strings = fields.take("return_token_strs", at)?.unwrap_or(false);
-        Ok(Self::Chat(Box::new(ChatRequest::take(&mut fields, at)?), strings))
+        Ok(Self::Chat(
+            Box::new(ChatRequest::take(&mut fields, at)?),
+            strings,
+        ))
     }
 
     fn schema() -> Value {
@@ -87,12 +90,18 @@ impl Api {
             TokenizeRequest::Text(text) => {
                 self.model(text.model.as_deref())?;
                 let Some(prompt) = text.prompt else {
-                    return Err(ApiError::field("prompt", "it is missing, and so is messages"));
+                    return Err(ApiError::field(
+                        "prompt",
+                        "it is missing, and so is messages",
+                    ));
                 };
                 let specials = text.add_special_tokens.unwrap_or(true);
                 let tokenizer = self.pipeline().tokenizer().clone();
                 let work = move || tokenizer.encode(&prompt, specials);
-                (blocking(work).await?, text.return_token_strs.unwrap_or(false))
+                (
+                    blocking(work).await?,
+                    text.return_token_strs.unwrap_or(false),
+                )
             }
             TokenizeRequest::Chat(chat, strings) => {
                 let head = Head::new("tok", self.model(chat.model.as_deref())?);
@@ -127,7 +136,10 @@ impl Api {
             return Err(ApiError::field("tokens", "it is missing"));
         };
         let tokenizer = self.pipeline().tokenizer().clone();
-        if let Some(id) = tokens.iter().find(|id| tokenizer.id_to_token(**id).is_none()) {
+        if let Some(id) = tokens
+            .iter()
+            .find(|id| tokenizer.id_to_token(**id).is_none())
+        {
             return Err(ApiError::field("tokens", format!("there is no token {id}")));
         }
         if tokens.len() > MAX_TOKENS {

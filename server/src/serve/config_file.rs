@@ -14,15 +14,17 @@ const SERVE: &str = "serve";
 /// # Errors
 /// For a file that can't be read or is no TOML, and for a key that is no option.
 pub(crate) fn with_defaults_of(command: Command, file: &Path) -> Result<Command> {
-    let text = std::fs::read_to_string(file)
-        .with_context(|| format!("can't read {}", file.display()))?;
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?;
     let table: Table = text
         .parse()
         .with_context(|| format!("{} is no valid TOML", file.display()))?;
-    table.into_iter().try_fold(command, |command, (key, value)| {
-        with_default(command, &key, &value)
-            .with_context(|| format!("{}: `{key}`", file.display()))
-    })
+    table
+        .into_iter()
+        .try_fold(command, |command, (key, value)| {
+            with_default(command, &key, &value)
+                .with_context(|| format!("{}: `{key}`", file.display()))
+        })
 }
 
 fn with_default(command: Command, key: &str, value: &Value) -> Result<Command> {
@@ -34,7 +36,9 @@ fn with_default(command: Command, key: &str, value: &Value) -> Result<Command> {
     let serve = command
         .find_subcommand(SERVE)
         .context("there is no `kiln serve`")?;
-    let known = serve.get_arguments().find(|arg| arg.get_id() == id.as_str());
+    let known = serve
+        .get_arguments()
+        .find(|arg| arg.get_id() == id.as_str());
     let Some(arg) = known.filter(|_| id != "config") else {
         bail!("there is no such option: kiln serve --help lists them");
     };
@@ -92,7 +96,10 @@ mod tests {
         assert_eq!(args.media.media_timeout.as_millis(), 500);
         assert_eq!(args.server.max_body_bytes, 1 << 20);
         let args = parse(file, "kiln serve --port 82 --api-key c other").unwrap();
-        assert_eq!((args.server.port, args.server.api_key), (82, vec!["c".to_owned()]));
+        assert_eq!(
+            (args.server.port, args.server.api_key),
+            (82, vec!["c".to_owned()])
+        );
         assert_eq!(args.model_dir.unwrap().to_str(), Some("other"));
     }
 

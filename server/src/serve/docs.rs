@@ -1,12 +1,10 @@
 //! The OpenAPI document and a page that shows it. Requests are described by the lists that they are
 //! parsed by, so that the two can't differ; answers by their types.
 
-use crate::openai::ErrorBody;
 use crate::openai::answer::{ChatChunk, ChatCompletion, TextCompletion};
-use crate::openai::chat::ChatRequest;
-use crate::openai::completion::CompletionRequest;
 use crate::openai::json::FromJson;
 use crate::openai::tokenize::{DetokenizeRequest, Detokenized, TokenizeRequest, Tokenized};
+use crate::openai::{ChatRequest, CompletionRequest, ErrorBody};
 use crate::serve::handlers::{ModelCard, ModelList};
 use axum::Json;
 use axum::http::{HeaderName, header};
@@ -16,15 +14,51 @@ use std::fmt::Write;
 use utoipa::ToSchema;
 
 /// A path: method, what it does, the request's schema, the answer's.
-type PathDoc = (&'static str, &'static str, &'static str, &'static str, &'static str);
+type PathDoc = (
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static str,
+);
 
 const PATHS: [PathDoc; 12] = [
-    ("/v1/chat/completions", "post", "Answer a conversation", "ChatRequest", "ChatCompletion"),
-    ("/v1/completions", "post", "Go on with a text", "CompletionRequest", "TextCompletion"),
+    (
+        "/v1/chat/completions",
+        "post",
+        "Answer a conversation",
+        "ChatRequest",
+        "ChatCompletion",
+    ),
+    (
+        "/v1/completions",
+        "post",
+        "Go on with a text",
+        "CompletionRequest",
+        "TextCompletion",
+    ),
     ("/v1/models", "get", "List what is served", "", "ModelList"),
-    ("/v1/models/{id}", "get", "Describe a model", "", "ModelCard"),
-    ("/tokenize", "post", "Tokens of a text or conversation", "TokenizeRequest", "Tokenized"),
-    ("/detokenize", "post", "Text of tokens", "DetokenizeRequest", "Detokenized"),
+    (
+        "/v1/models/{id}",
+        "get",
+        "Describe a model",
+        "",
+        "ModelCard",
+    ),
+    (
+        "/tokenize",
+        "post",
+        "Tokens of a text or conversation",
+        "TokenizeRequest",
+        "Tokenized",
+    ),
+    (
+        "/detokenize",
+        "post",
+        "Text of tokens",
+        "DetokenizeRequest",
+        "Detokenized",
+    ),
     ("/health", "get", "Whether the process lives", "", ""),
     ("/ready", "get", "Whether requests are taken", "", ""),
     ("/version", "get", "The server's version", "", ""),
@@ -174,7 +208,13 @@ fn kind(schema: &Value) -> String {
         }
         _ => list("anyOf")
             .or_else(|| list("oneOf"))
-            .or_else(|| schema["$ref"].as_str()?.rsplit('/').next().map(str::to_owned))
+            .or_else(|| {
+                schema["$ref"]
+                    .as_str()?
+                    .rsplit('/')
+                    .next()
+                    .map(str::to_owned)
+            })
             .unwrap_or_else(|| "any".to_owned()),
     }
 }
@@ -200,7 +240,14 @@ mod tests {
             assert!(names.contains_key(name), "{name}");
         }
         let chat = &names["ChatRequest"]["properties"];
-        for field in ["messages", "top_k", "guided_json", "stream", "tools", "seed"] {
+        for field in [
+            "messages",
+            "top_k",
+            "guided_json",
+            "stream",
+            "tools",
+            "seed",
+        ] {
             assert!(chat[field]["description"].is_string(), "{field}");
         }
         let page = render(&document);

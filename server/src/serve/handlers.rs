@@ -1,12 +1,10 @@
 //! What each path does.
 
 use crate::openai::api::Api;
-use crate::openai::chat::ChatRequest;
-use crate::openai::chat_reply::{self, ChatChunks};
-use crate::openai::completion::CompletionRequest;
+use crate::openai::chat_reply::ChatChunks;
 use crate::openai::completion_reply::{self, CompletionChunks};
 use crate::openai::tokenize::{Detokenized, Tokenized};
-use crate::openai::ApiError;
+use crate::openai::{ApiError, ChatRequest, CompletionRequest};
 use crate::serve::router::events;
 use crate::serve::state::Shared;
 use axum::Json;
@@ -52,12 +50,11 @@ pub(crate) async fn chat(
     request: Request,
 ) -> Result<Response, ApiError> {
     let request: ChatRequest = state.body(request).await?;
-    let streams = request.output.streams();
-    let (run, plan) = state.api.start_chat(request).await?;
-    if streams {
+    if request.output.streams() {
+        let (run, plan) = state.api.start_chat(request).await?;
         return Ok(events(run, ChatChunks::new(plan)));
     }
-    Ok(Json(chat_reply::collect(run, plan).await?).into_response())
+    Ok(Json(state.api.chat(request).await?).into_response())
 }
 
 pub(crate) async fn completions(
@@ -107,13 +104,17 @@ pub(crate) async fn model(
 
 fn card(api: &Api, name: &str) -> ModelCard {
     let limits = api.pipeline().context().limits();
-    let modalities = api.pipeline().max_tokens().iter().map(|(modality, tokens)| {
-        let card = ModalityCard {
-            max_items: limits.get(modality),
-            max_tokens: *tokens,
-        };
-        ((*modality).to_owned(), card)
-    });
+    let modalities = api
+        .pipeline()
+        .max_tokens()
+        .iter()
+        .map(|(modality, tokens)| {
+            let card = ModalityCard {
+                max_items: limits.get(modality),
+                max_tokens: *tokens,
+            };
+            ((*modality).to_owned(), card)
+        });
     ModelCard {
         id: name.to_owned(),
         object: "model",

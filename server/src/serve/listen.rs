@@ -42,7 +42,7 @@ pub(crate) async fn accept(
             Some((listener.accept().await, slot))
         };
         let (stream, slot) = tokio::select! {
-            _ = over.wait_for(|closing| *closing) => return,
+            () = told(&mut over) => return,
             accepted = accepted => match accepted {
                 Some((Ok((stream, _)), slot)) => (stream, slot),
                 Some((Err(error), _)) => {
@@ -79,8 +79,12 @@ async fn serve(
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     let mut connection = pin!(connection);
     let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        _ = closing.wait_for(|closing| *closing) => {
+        ended = connection.as_mut() => Some(ended),
+        () = told(&mut closing) => None,
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -88,4 +92,9 @@ async fn serve(
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection broke off");
     }
+}
+
+/// Waits until connections are to close.
+async fn told(closing: &mut watch::Receiver<bool>) {
+    drop(closing.wait_for(|closing| *closing).await);
 }

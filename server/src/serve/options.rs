@@ -37,19 +37,40 @@ pub(crate) struct ServeArgs {
 #[command(next_help_heading = "Server")]
 pub(crate) struct ServerArgs {
     /// The address to listen on; 0.0.0.0: all of the machine's.
-    #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS", env = "KILN_HOST")]
+    #[arg(
+        long,
+        default_value = "127.0.0.1",
+        value_name = "ADDRESS",
+        env = "KILN_HOST"
+    )]
     pub(crate) host: String,
     /// The port to listen on; 0: any that is free.
     #[arg(long, default_value_t = 8000, value_name = "PORT", env = "KILN_PORT")]
     pub(crate) port: u16,
     /// What clients call the model; may be repeated [default: the folder's name].
-    #[arg(long, value_name = "NAME", value_delimiter = ',', env = "KILN_SERVED_MODEL_NAME")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_delimiter = ',',
+        env = "KILN_SERVED_MODEL_NAME"
+    )]
     pub(crate) served_model_name: Vec<String>,
     /// A key of which clients must send one as a bearer token; may be repeated.
-    #[arg(long, value_name = "KEY", value_delimiter = ',', env = "KILN_API_KEY", hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "KEY",
+        value_delimiter = ',',
+        env = "KILN_API_KEY",
+        hide_env_values = true
+    )]
     pub(crate) api_key: Vec<String>,
     /// Web pages of this origin may call the server, or `*`; may be repeated.
-    #[arg(long, value_name = "ORIGIN", value_delimiter = ',', env = "KILN_CORS_ORIGIN")]
+    #[arg(
+        long,
+        value_name = "ORIGIN",
+        value_delimiter = ',',
+        env = "KILN_CORS_ORIGIN"
+    )]
     pub(crate) cors_origin: Vec<String>,
     /// How the model writes calls of tools [default: what its chat template shows].
     #[arg(long, value_enum, value_name = "FORMAT", env = "KILN_TOOL_CALL_PARSER")]
@@ -61,7 +82,12 @@ pub(crate) struct ServerArgs {
     #[arg(long, default_value = "32KiB", value_name = "SIZE", value_parser = parse_size, env = "KILN_MAX_HEADER_BYTES")]
     pub(crate) max_header_bytes: usize,
     /// Connections at a time; more wait to be accepted.
-    #[arg(long, default_value_t = 4096, value_name = "N", env = "KILN_MAX_CONNECTIONS")]
+    #[arg(
+        long,
+        default_value_t = 4096,
+        value_name = "N",
+        env = "KILN_MAX_CONNECTIONS"
+    )]
     pub(crate) max_connections: usize,
     /// Seconds for the headers of a request, and for a connection to lie idle between two.
     #[arg(long, default_value = "15", value_name = "SECONDS", value_parser = seconds, env = "KILN_HEADER_TIMEOUT")]
@@ -98,11 +124,20 @@ pub(crate) struct MediaArgs {
     #[arg(long, value_name = "DIR", env = "KILN_ALLOWED_MEDIA_PATH")]
     pub(crate) allowed_media_path: Option<PathBuf>,
     /// A host that media may be fetched from; may be repeated [default: any].
-    #[arg(long, value_name = "HOST", value_delimiter = ',', env = "KILN_ALLOWED_MEDIA_DOMAINS")]
+    #[arg(
+        long,
+        value_name = "HOST",
+        value_delimiter = ',',
+        env = "KILN_ALLOWED_MEDIA_DOMAINS"
+    )]
     pub(crate) allowed_media_domains: Vec<String>,
     /// Addresses inside the network that media may be fetched from, as in 10.1.0.0/16,10.2.0.7, or
     /// `all` [default: none].
-    #[arg(long, value_name = "ADDRESSES", env = "KILN_ALLOW_PRIVATE_MEDIA_ADDRESSES")]
+    #[arg(
+        long,
+        value_name = "ADDRESSES",
+        env = "KILN_ALLOW_PRIVATE_MEDIA_ADDRESSES"
+    )]
     pub(crate) allow_private_media_addresses: Option<PrivateAddresses>,
     /// Seconds to fetch one item, redirects included.
     #[arg(long, default_value = "20", value_name = "SECONDS", value_parser = seconds, env = "KILN_MEDIA_TIMEOUT")]
@@ -111,7 +146,12 @@ pub(crate) struct MediaArgs {
     #[arg(long, default_value = "64MiB", value_name = "SIZE", value_parser = parse_size, env = "KILN_MEDIA_MAX_BYTES")]
     pub(crate) media_max_bytes: usize,
     /// Items fetched at a time; others wait.
-    #[arg(long, default_value_t = 16, value_name = "N", env = "KILN_MEDIA_CONCURRENCY")]
+    #[arg(
+        long,
+        default_value_t = 16,
+        value_name = "N",
+        env = "KILN_MEDIA_CONCURRENCY"
+    )]
     pub(crate) media_concurrency: usize,
     /// Take embeddings in place of media: only where every client is trusted.
     #[arg(long, env = "KILN_ENABLE_MM_EMBEDS")]
@@ -132,7 +172,12 @@ pub(crate) struct QueueArgs {
     #[arg(long, default_value_t = EngineOptions::default().media_queue, value_name = "N", env = "KILN_MEDIA_QUEUE")]
     pub(crate) media_queue: usize,
     /// Which waiting request runs first: fcfs or priority.
-    #[arg(long, default_value = "fcfs", value_name = "POLICY", env = "KILN_SCHEDULING_POLICY")]
+    #[arg(
+        long,
+        default_value = "fcfs",
+        value_name = "POLICY",
+        env = "KILN_SCHEDULING_POLICY"
+    )]
     pub(crate) scheduling_policy: Policy,
     /// Compute every prompt anew.
     #[arg(long, env = "KILN_NO_PREFIX_CACHE")]
@@ -181,7 +226,10 @@ impl MediaArgs {
         FetchOptions {
             allowed_path: self.allowed_media_path.clone(),
             allowed_domains: self.allowed_media_domains.clone(),
-            private: self.allow_private_media_addresses.clone().unwrap_or_default(),
+            private: self
+                .allow_private_media_addresses
+                .clone()
+                .unwrap_or_default(),
             timeout: self.media_timeout,
             max_bytes: self.media_max_bytes,
             concurrency: self.media_concurrency,

@@ -1,5 +1,6 @@
 //! Routes, and what stands before all of them.
 
+use crate::openai::run::Run;
 use crate::openai::{ApiError, sse};
 use crate::serve::state::Shared;
 use crate::serve::{auth, docs, handlers, trace};
@@ -103,18 +104,17 @@ fn cors(origins: &[String]) -> anyhow::Result<Option<CorsLayer>> {
 }
 
 /// A response of server-sent events.
-pub(crate) fn events(
-    run: crate::openai::run::Run,
-    chunks: impl sse::Chunks,
-) -> Response {
+pub(crate) fn events(run: Run, chunks: impl sse::Chunks) -> Response {
     let body = Body::from_stream(sse::stream(run, chunks));
     let mut response = body.into_response();
     let headers = response.headers_mut();
     let fixed = HeaderValue::from_static;
-    headers.insert(header::CONTENT_TYPE, fixed("text/event-stream; charset=utf-8"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        fixed("text/event-stream; charset=utf-8"),
+    );
     headers.insert(header::CACHE_CONTROL, fixed("no-cache"));
     // nginx would hold tokens back otherwise.
     headers.insert("x-accel-buffering", fixed("no"));
     response
 }
-

@@ -27,7 +27,12 @@ pub(crate) struct State {
 const BODIES: usize = 16;
 
 impl State {
-    pub(crate) fn new(api: Api, keys: ApiKeys, max_body_bytes: usize, body_timeout: Duration) -> Self {
+    pub(crate) fn new(
+        api: Api,
+        keys: ApiKeys,
+        max_body_bytes: usize,
+        body_timeout: Duration,
+    ) -> Self {
         let kibibytes = (max_body_bytes >> 10).saturating_mul(BODIES);
         Self {
             api,

@@ -44,11 +44,7 @@ fn stderr_is_terminal() -> bool {
 }
 
 /// Stands before every route.
-pub(crate) async fn watch(
-    State(state): State<Shared>,
-    request: Request,
-    next: Next,
-) -> Response {
+pub(crate) async fn watch(State(state): State<Shared>, request: Request, next: Next) -> Response {
     let id = id_of(&request);
     let span = span_of(&request, &id);
     let mut sent = Sent {
@@ -68,8 +64,11 @@ pub(crate) async fn watch(
         state.api.metrics.rejected(reason);
     } else if status >= 400 {
         // From a layer that knows no JSON.
-        let mut whole = ApiError::new(response.status(), "the request can't be served as it was sent")
-            .into_response();
+        let mut whole = ApiError::new(
+            response.status(),
+            "the request can't be served as it was sent",
+        )
+        .into_response();
         for (name, value) in response.headers() {
             if name == "allow" {
                 whole.headers_mut().insert(name, value.clone());
@@ -124,8 +123,7 @@ fn trace_id(header: &str) -> Option<&str> {
     let mut parts = header.split('-');
     let (version, trace, parent) = (parts.next()?, parts.next()?, parts.next()?);
     let hex = |text: &str, length| {
-        text.len() == length
-            && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        text.len() == length && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
     };
     let known = hex(version, 2) && version != "ff" && hex(trace, 32) && hex(parent, 16);
     (known && trace.bytes().any(|b| b != b'0')).then_some(trace)

@@ -159,8 +159,7 @@ impl ToolUse {
                         })
                     })
                     .collect();
-                let mut list =
-                    json!({"type": "array", "minItems": 1, "items": {"anyOf": calls}});
+                let mut list = json!({"type": "array", "minItems": 1, "items": {"anyOf": calls}});
                 if self.one {
                     list["maxItems"] = 1.into();
                 }

@@ -181,13 +181,20 @@ impl ToolParser {
         }
         if let Some(bare) = self.format.bare()
             && trimmed.starts_with(bare)
-            && self.format.tag().is_none_or(|tag| !starts_alike(trimmed, tag))
+            && self
+                .format
+                .tag()
+                .is_none_or(|tag| !starts_alike(trimmed, tag))
         {
             self.held = trimmed.to_owned();
             self.mode = Mode::Between;
             return true;
         }
-        if self.format.tag().is_some_and(|tag| tag.starts_with(trimmed)) {
+        if self
+            .format
+            .tag()
+            .is_some_and(|tag| tag.starts_with(trimmed))
+        {
             return false;
         }
         self.mode = Mode::Text;
@@ -365,7 +372,11 @@ mod tests {
             let (text, calls) = read(ToolFormat::Hermes, plain, false);
             assert_eq!((text.as_str(), calls.len()), (plain, 0));
         }
-        let (text, calls) = read(ToolFormat::Hermes, "<tool_call>{\"x\": 1}</tool_call>", false);
+        let (text, calls) = read(
+            ToolFormat::Hermes,
+            "<tool_call>{\"x\": 1}</tool_call>",
+            false,
+        );
         assert!(text.contains("{\"x\": 1}") && calls.is_empty(), "{text}");
     }
 
@@ -403,7 +414,11 @@ mod tests {
         );
         assert_eq!((text.as_str(), calls), ("", vec![call("f", "{\"x\": 1")]));
         let mut named = ToolParser::named("f");
-        let deltas: Vec<_> = named.push("{\"x\"").into_iter().chain(named.push(": 1}")).collect();
+        let deltas: Vec<_> = named
+            .push("{\"x\"")
+            .into_iter()
+            .chain(named.push(": 1}"))
+            .collect();
         assert_eq!(deltas.len(), 3);
         assert!(named.finish().is_empty() && named.calls() == 1);
     }
