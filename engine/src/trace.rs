@@ -123,7 +123,7 @@ fn mapped(prepared: &Prepared) -> Vec<NamedTensors> {
         .items
         .iter()
         .map(|item| match &item.content {
-            ItemContent::Mapped(tensors) => tensors.clone(),
+            ItemContent::Mapped(tensors) => tensors.as_ref().clone(),
             ItemContent::Embeds(rows) => NamedTensors::new().with("embeds", rows.clone()),
         })
         .collect()

@@ -1,9 +1,11 @@
 //! The command line: every flag with what it does. Flags carry the names that vLLM and OpenAI's API
 //! use.
 
+use crate::batch::BatchArgs;
 use crate::chat::ChatArgs;
+use crate::serve::{ServeArgs, config_file};
 use anyhow::{Context, Result, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use kiln_engine::{CacheOptions, EngineOptions, ModelOptions, SamplingParams, open_device};
 use kiln_registry::{MediaCounts, Quantization, WeightDType};
 use std::path::PathBuf;
@@ -18,6 +20,7 @@ Examples:
   kiln inspect ./llava-v1.6 --image wide.jpg --out sheet.png
   kiln bench ./llava-1.5-7b --image cat.jpg --concurrency 1,8
   kiln chat ./llava-1.5-7b                       then /image cat.jpg, and questions
+  kiln serve                                     the built-in model on http://127.0.0.1:8000
   kiln models
 
 Exit codes: 0 done, 1 failed, 2 the command line or the input can't be served as given.";
@@ -64,6 +67,31 @@ pub(crate) enum Command {
     /// machine's limit, measured in the same run, that it reaches; then whole requests at once.
     /// Times are medians behind a run that warms up. Close other programs.
     Bench(BenchArgs),
+    /// Serve a model over HTTP, as OpenAI's API does.
+    ///
+    /// Every option can also stand in the environment (KILN_PORT, ...) or in a file (--config).
+    Serve(Box<ServeArgs>),
+    /// Answer a file of requests in OpenAI's batch format.
+    ///
+    /// A run that was ended in the midst goes on where it stopped. What fails is an answer as well:
+    /// the exit code is 0 when every line has one.
+    Batch(Box<BatchArgs>),
+}
+
+/// The command line, with what a configuration file adds.
+///
+/// # Errors
+/// For a file that can't be followed. A command line that can't be ends the process, as clap does.
+pub(crate) fn parse() -> Result<Cli> {
+    let cli = Cli::parse();
+    let Command::Serve(args) = &cli.command else {
+        return Ok(cli);
+    };
+    let Some(file) = &args.config else {
+        return Ok(cli);
+    };
+    let command = config_file::with_defaults_of(Cli::command(), file)?;
+    Ok(Cli::from_arg_matches(&command.get_matches())?)
 }
 
 /// Which checkpoint, and how it is loaded.
@@ -71,22 +99,27 @@ pub(crate) enum Command {
 #[command(next_help_heading = "Loading")]
 pub(crate) struct LoadArgs {
     /// Type of weights: auto (as stored), f32, bf16 or f16.
-    #[arg(long, default_value = "auto", value_name = "TYPE")]
+    #[arg(long, default_value = "auto", value_name = "TYPE", env = "KILN_DTYPE")]
     pub(crate) dtype: String,
     /// Narrow the weights of linear layers as they are loaded: q8 or q4.
-    #[arg(long, value_name = "BITS")]
+    #[arg(long, value_name = "BITS", env = "KILN_QUANTIZE")]
     pub(crate) quantize: Option<String>,
     /// Where to run: cpu, cuda or cuda:N.
-    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    #[arg(
+        long,
+        default_value = "cpu",
+        value_name = "DEVICE",
+        env = "KILN_DEVICE"
+    )]
     pub(crate) device: String,
     /// Items per prompt, as in image=4,video=0 [default: 1 image].
-    #[arg(long, value_name = "LIMITS", value_parser = parse_limits)]
+    #[arg(long, value_name = "LIMITS", value_parser = parse_limits, env = "KILN_LIMIT_MM_PER_PROMPT")]
     pub(crate) limit_mm_per_prompt: Option<MediaCounts>,
     /// Tokens of one sequence [default: as many as the model was made for].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", env = "KILN_MAX_MODEL_LEN")]
     pub(crate) max_model_len: Option<usize>,
     /// JSON object laid over the processor's configuration.
-    #[arg(long, value_name = "JSON")]
+    #[arg(long, value_name = "JSON", env = "KILN_MM_PROCESSOR_KWARGS")]
     pub(crate) mm_processor_kwargs: Option<String>,
 }
 
@@ -96,16 +129,16 @@ pub(crate) struct LoadArgs {
 pub(crate) struct CacheArgs {
     /// Bytes for weights, activations and KV cache together, as in 4GiB [default: half of what is
     /// free].
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, env = "KILN_MEMORY")]
     pub(crate) memory: Option<usize>,
     /// KV blocks; given, nothing is measured at start-up.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", env = "KILN_KV_BLOCKS")]
     pub(crate) kv_blocks: Option<usize>,
     /// Tokens that one step may run.
-    #[arg(long, value_name = "N", default_value_t = CacheOptions::default().max_batched_tokens)]
+    #[arg(long, value_name = "N", default_value_t = CacheOptions::default().max_batched_tokens, env = "KILN_MAX_BATCHED_TOKENS")]
     pub(crate) max_batched_tokens: usize,
     /// Sequences that may run at a time.
-    #[arg(long, value_name = "N", default_value_t = CacheOptions::default().max_num_seqs)]
+    #[arg(long, value_name = "N", default_value_t = CacheOptions::default().max_num_seqs, env = "KILN_MAX_NUM_SEQS")]
     pub(crate) max_num_seqs: usize,
 }
 
@@ -400,6 +433,7 @@ impl SamplingArgs {
             stop: self.stop.clone(),
             stop_token_ids: self.stop_token_id.clone(),
             ignore_eos: self.ignore_eos,
+            ..SamplingParams::default()
         }
     }
 }
@@ -436,7 +470,7 @@ fn parse_bias(text: &str) -> Result<(u32, f32)> {
 }
 
 /// `4GiB`, `512M`, `1.5g`, or bytes. Units are binary.
-fn parse_size(text: &str) -> Result<usize> {
+pub(crate) fn parse_size(text: &str) -> Result<usize> {
     let lower = text.trim().to_ascii_lowercase();
     let digits = lower
         .find(|c: char| !c.is_ascii_digit() && c != '.')

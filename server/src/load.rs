@@ -19,12 +19,16 @@ pub(crate) fn checkpoint(model: &Path) -> Result<Checkpoint> {
     if model.as_os_str() == builtin::NAME {
         return Ok(builtin::checkpoint());
     }
-    if !model.exists()
-        && let Some(id) = model.to_str().and_then(ModelId::parse)
-    {
-        return Ok(Checkpoint::open(hub::folder(&id)?)?);
+    match on_the_hub(model) {
+        Some(id) => Ok(Checkpoint::open(hub::folder(&id)?)?),
+        None => Ok(Checkpoint::open(model)?),
     }
-    Ok(Checkpoint::open(model)?)
+}
+
+/// The model of the hub that is meant, where there is no folder of this name.
+pub(crate) fn on_the_hub(model: &Path) -> Option<ModelId> {
+    let may_be = !model.exists() && model.as_os_str() != builtin::NAME;
+    ModelId::parse(model.to_str().filter(|_| may_be)?)
 }
 
 /// How long a load may take before a bar is drawn.

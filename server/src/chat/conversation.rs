@@ -112,22 +112,16 @@ impl Conversation {
             });
             Message {
                 role: turn.role.to_owned(),
+                extra: serde_json::Map::new(),
                 content: files
                     .chain([ContentPart::Text(turn.text.clone())])
                     .collect(),
             }
         });
         let files = self.turns.iter().flat_map(|turn| &turn.files);
-        Request {
-            prompt: PromptInput::Chat(system.chain(turns).collect()),
-            media: files
-                .map(|file| MediaInput::Bytes {
-                    modality: file.modality.to_owned(),
-                    bytes: file.bytes.clone(),
-                })
-                .collect(),
-            sampling,
-        }
+        let files = files.map(|file| MediaInput::bytes(file.modality, file.bytes.clone()));
+        let messages = system.chain(turns).collect();
+        Request::new(PromptInput::Chat(messages), files.collect()).sampling(sampling)
     }
 
     /// As `messages` of the API.

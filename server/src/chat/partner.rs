@@ -82,11 +82,11 @@ pub(super) struct Figures {
 }
 
 impl Figures {
-    fn of(usage: Usage, cut: bool) -> Self {
+    fn of(usage: &Usage, cut: bool) -> Self {
         Self {
             prompt_tokens: usage.prompt_tokens,
-            media_tokens: usage.media_tokens,
-            cached_tokens: None,
+            media_tokens: usage.media_tokens(),
+            cached_tokens: Some(usage.cached_tokens),
             completion_tokens: usage.completion_tokens,
             cut,
         }
@@ -138,7 +138,7 @@ impl Answer {
                     *cut |= reason == FinishReason::Length;
                     Piece::Text(text)
                 }
-                Event::Done { usage } => Piece::End(Some(Figures::of(usage, *cut))),
+                Event::Done { usage, .. } => Piece::End(Some(Figures::of(&usage, *cut))),
             }));
         }
     }

@@ -65,6 +65,10 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
             model: options.clone(),
             cache,
             max_queue: most.max(256),
+            // Each request is the same one: what is measured is the work, not the caches.
+            prefix_cache: false,
+            encoder_cache_bytes: 0,
+            processor_cache_bytes: 0,
             ..EngineOptions::default()
         };
         let engine = Engine::start(load(&checkpoint, &options)?, &engine_options)?;
@@ -87,7 +91,7 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
         weight_bytes,
         peak_rss: peak_rss(),
         prompt_tokens: usage.prompt_tokens,
-        image_tokens: usage.media_tokens,
+        image_tokens: usage.media_tokens(),
         output_tokens: args.output_tokens,
         phases,
         runs,

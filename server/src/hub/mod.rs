@@ -47,6 +47,11 @@ impl ModelId {
         })
     }
 
+    /// `org/name`.
+    pub(crate) fn name(&self) -> &str {
+        &self.id
+    }
+
     fn at(&self, revision: &str) -> Repo {
         Repo::with_revision(self.id.clone(), RepoType::Model, revision.to_owned())
     }

@@ -23,7 +23,7 @@ use bytes::Bytes;
 use image::metadata::Orientation;
 use image::{ImageDecoder, ImageReader};
 use kiln_engine::{
-    InputPipeline, ItemContent, MediaInput, Message, Prepared, PromptInput, Request, SamplingParams,
+    InputPipeline, ItemContent, MediaInput, Message, Prepared, PromptInput, Request,
 };
 use kiln_image::{ImageProcessorConfig, MODALITY, Plan, RgbImage8, Size, map_rgb, plan};
 use kiln_registry::{
@@ -145,11 +145,10 @@ pub(crate) fn inspect(pipeline: &InputPipeline, images: &[(String, Bytes)]) -> R
 /// placeholder prompt. Also says which of the two it is.
 fn prepare(pipeline: &InputPipeline, decoded: &[MediaItem]) -> Result<(Prepared, String)> {
     let modalities = std::iter::repeat_n(MODALITY, decoded.len());
-    let mut request = Request {
-        prompt: PromptInput::Chat(vec![Message::user(QUESTION, modalities)]),
-        media: decoded.iter().cloned().map(MediaInput::Item).collect(),
-        sampling: SamplingParams::default(),
-    };
+    let mut request = Request::new(
+        PromptInput::Chat(vec![Message::user(QUESTION, modalities)]),
+        decoded.iter().cloned().map(MediaInput::Item).collect(),
+    );
     let reason = if !pipeline.has_chat_template() {
         "there is no chat template".to_owned()
     } else {

@@ -15,7 +15,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, R
 use axum::http::{HeaderName, header::X_CONTENT_TYPE_OPTIONS};
 use axum::response::IntoResponse;
 use axum::routing::{MethodRouter, get};
-pub(crate) use inspect::inspect;
+pub(crate) use inspect::{InspectRequest, handle as inspect};
 
 /// Scripts, styles, pictures and connections of this server alone; pictures that a person chose are
 /// `data:` and `blob:` URLs.
@@ -50,14 +50,17 @@ const ASSETS: [(&str, &str, &[u8]); 5] = [
 
 /// The page and what it is made of. These routes hold nothing that is secret: a page that can't be
 /// opened can't ask for the key.
-pub(crate) fn router() -> Router {
+pub(crate) fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
     ASSETS.into_iter().fold(Router::new(), |router, asset| {
         let (path, media_type, content) = asset;
         router.route(path, serve(media_type, content))
     })
 }
 
-fn serve(media_type: &'static str, content: &'static [u8]) -> MethodRouter {
+fn serve<S: Clone + Send + Sync + 'static>(
+    media_type: &'static str,
+    content: &'static [u8],
+) -> MethodRouter<S> {
     let headers: [(HeaderName, &str); 5] = [
         (CONTENT_TYPE, media_type),
         (CONTENT_SECURITY_POLICY, POLICY),

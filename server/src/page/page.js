@@ -68,15 +68,12 @@ function askForKey() {
 
 async function connect() {
   try {
-    const [models, takes] = await Promise.all([
-      ask("/v1/models").then((r) => r.json()),
-      ask("/inspect").then((r) => r.json()),
-    ]);
-    model = models.data?.[0]?.id ?? "";
-    const image = takes.modalities.image;
-    limit = image ? image.limit_per_prompt : 0;
+    const list = await ask("/v1/models").then((response) => response.json());
+    const card = list.data[0];
+    model = card.id;
+    limit = card.modalities.image?.max_items ?? 0;
     const pictures = limit ? `${plural(limit, "picture")} a conversation` : "text only";
-    $("model").textContent = `${model} · ${pictures} · context of ${takes.max_model_len}`;
+    $("model").textContent = `${model} · ${pictures} · context of ${card.max_model_len}`;
     $("pick").hidden = $("sample").hidden = limit === 0;
     $("key-form").hidden = true;
     complain("");

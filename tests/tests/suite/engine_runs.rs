@@ -283,5 +283,5 @@ fn a_chat_is_the_text_that_its_template_makes() {
         kiln_engine::PromptInput::Text("<s>USER: <image>\nWhat is it? ASSISTANT:".to_owned());
     let chat = alone(&engine, &chat).unwrap();
     assert!(chat == alone(&engine, &text).unwrap());
-    assert_eq!(chat.usage.media_tokens, 16);
+    assert_eq!(chat.usage.media_tokens(), 16);
 }

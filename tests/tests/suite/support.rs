@@ -198,11 +198,8 @@ pub(crate) fn ask(
     sampling: SamplingParams,
 ) -> Request {
     let images = images.into_iter();
-    Request {
-        prompt: PromptInput::Text(text.to_owned()),
-        media: images.map(|image| MediaInput::Item(item(image))).collect(),
-        sampling,
-    }
+    let media = images.map(|image| MediaInput::Item(item(image)));
+    Request::new(PromptInput::Text(text.to_owned()), media.collect()).sampling(sampling)
 }
 
 /// Bytes to an item as the engine does it: through the registered modality.

@@ -68,7 +68,7 @@ pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     let mut report = Report::new(idle);
     std::thread::scope(|scope| {
         for client in work.clients(args.clients) {
-            scope.spawn(|| client.run(until));
+            scope.spawn(move || client.run(until));
         }
         while Instant::now() < until && server.is_running() {
             report.look(began.elapsed(), server.memory(), server.figures());

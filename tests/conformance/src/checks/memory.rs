@@ -188,18 +188,18 @@ fn loads(subject: &Subject) -> Result<Vec<Load>> {
         loads.push(Load {
             what,
             media: items.len(),
-            request: Request {
-                prompt: PromptInput::Tokens(ids),
-                media: items.into_iter().map(MediaInput::Item).collect(),
-                sampling: SamplingParams {
-                    max_tokens: Some(NEW),
-                    ignore_eos: true,
-                    n,
-                    temperature: if n > 1 { 1.0 } else { 0.0 },
-                    seed: Some(1),
-                    ..SamplingParams::default()
-                },
-            },
+            request: Request::new(
+                PromptInput::Tokens(ids),
+                items.into_iter().map(MediaInput::Item).collect(),
+            )
+            .sampling(SamplingParams {
+                max_tokens: Some(NEW),
+                ignore_eos: true,
+                n,
+                temperature: if n > 1 { 1.0 } else { 0.0 },
+                seed: Some(1),
+                ..SamplingParams::default()
+            }),
         });
     };
     for seed in 0..4 {
