@@ -19,7 +19,7 @@ use clap::Args;
 use futures_util::stream::{self, StreamExt};
 use indicatif::{ProgressBar, ProgressStyle};
 use input::Input;
-use kiln_engine::{CacheOptions, Engine, EngineOptions};
+use kiln_engine::{Engine, EngineOptions};
 use kiln_registry::MediaCounts;
 use output::Output;
 use reply::Counted;
@@ -96,15 +96,14 @@ pub(crate) fn batch(args: &BatchArgs) -> Result<()> {
 }
 
 fn api(args: &BatchArgs) -> Result<Api> {
-    let options = args.load.options(&MediaCounts::new())?;
+    let mut model = args.load.options(&MediaCounts::new())?;
+    model.enable_mm_embeds = args.media.enable_mm_embeds;
     let options = EngineOptions {
-        cache: CacheOptions {
-            // More at a time than may run at all would only wait.
-            max_num_seqs: args.cache.max_num_seqs,
-            ..args.cache.options()
-        },
-        max_queue: args.concurrency.max(EngineOptions::default().max_queue),
-        ..args.cache.engine(options)
+        // --concurrency is the bound: a request that is refused now would not come again.
+        max_queue: usize::MAX,
+        max_queue_tokens: usize::MAX,
+        media_queue: usize::MAX,
+        ..args.cache.engine(model)
     };
     let loaded = load(&checkpoint(&args.model)?, &options.model)?;
     let engine = Engine::start(loaded, &options)?;
