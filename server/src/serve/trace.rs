@@ -5,14 +5,16 @@ use crate::openai::{ApiError, Rejection};
 use crate::serve::options::LogFormat;
 use crate::serve::state::{InFlight, Shared};
 use anyhow::Result;
-use axum::body::Body;
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
-use http_body_util::BodyExt;
+use hyper::body::{Frame, SizeHint};
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Instant;
 use tracing::{Instrument, Span};
 use tracing_subscriber::layer::SubscriberExt;
@@ -82,13 +84,7 @@ pub(crate) async fn watch(State(state): State<Shared>, request: Request, next: N
     }
     // The guard lives as long as the body: until the last byte is sent, or the client is gone.
     sent.status = status;
-    response.map(|body| {
-        let body = body.map_frame(move |frame| {
-            let _sent = &sent;
-            frame
-        });
-        Body::new(body)
-    })
+    response.map(|body| Body::new(Watched { body, _sent: sent }))
 }
 
 /// The client's id of a request, or one of ours.
@@ -127,6 +123,32 @@ fn trace_id(header: &str) -> Option<&str> {
     };
     let known = hex(version, 2) && version != "ff" && hex(trace, 32) && hex(parent, 16);
     (known && trace.bytes().any(|b| b != b'0')).then_some(trace)
+}
+
+/// A body, and who hears of its end.
+struct Watched {
+    body: Body,
+    _sent: Sent,
+}
+
+impl HttpBody for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// An answer on its way; gone when the answer is.
