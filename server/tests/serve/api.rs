@@ -275,7 +275,7 @@ fn errors_have_one_form_whatever_they_are_of() {
     for (field, value) in [
         ("temperature", json!("hot")),
         ("max_tokens", json!(-1)),
-        ("stop", json!([1])),
+        ("stop", json!(1)),
         ("stream", json!("yes")),
         ("messages", json!("hi")),
         ("logit_bias", json!([])),

@@ -58,7 +58,7 @@ impl Response {
         let message = error["message"].as_str().unwrap();
         assert!(!message.is_empty());
         for leak in [
-            "0x", ".rs", "panicked", "/home", "/root", "/tmp", "/work", "src/",
+            " 0x", ".rs", "panicked", "/home", "/root", "/tmp", "/work", "src/",
         ] {
             assert!(!message.contains(leak), "{message}");
         }

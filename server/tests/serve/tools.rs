@@ -30,7 +30,8 @@ fn body(more: Value) -> Value {
             {"type": "function", "function": {"name": "look", "parameters": {
                 "type": "object", "properties": {"x": {"enum": [1, 2]}},
                 "required": ["x"], "additionalProperties": false}}},
-            {"type": "function", "function": {"name": "rest"}},
+            {"type": "function", "function": {"name": "rest", "parameters": {
+                "type": "object", "properties": {}, "additionalProperties": false}}},
         ],
     });
     body.as_object_mut()
