@@ -78,7 +78,7 @@ fn a_schema_a_pattern_and_a_choice_are_kept() {
 /// The grammar's state goes along when a sequence gives its blocks back.
 #[test]
 fn a_preempted_sequence_goes_on_in_its_grammar() {
-    let request = ask(Grammar::Regex("([a-z]{4} ){12}".to_owned()), hot(4));
+    let request = ask(Grammar::Regex("([a-z] ){50}".to_owned()), hot(4));
     let roomy = alone(&builtin(&options()), &request).unwrap();
     let prompt = roomy.usage.prompt_tokens;
     let mut small: EngineOptions = options();

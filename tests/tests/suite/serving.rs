@@ -86,7 +86,7 @@ fn items_in_preparation_are_bounded() {
     let mut options = options();
     options.media_queue = 2;
     let engine = start(&checkpoint(LLAVA), &options);
-    let three = |seed| {
+    let three = |seed: u32| {
         let pictures = (0..3).map(move |i| pattern(900, 700, 3 * seed + i));
         ask("<image><image><image>What?", pictures, greedy(2))
     };
