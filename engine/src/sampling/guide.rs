@@ -209,7 +209,7 @@ impl Guides {
             .map_err(|e| Error::internal(format!("grammars over this vocabulary: {e}")))?;
         factory.quiet();
         *factory.limits_mut() = ParserLimits {
-            max_lexer_states: 50_000,
+            max_lexer_states: 20_000,
             max_grammar_size: 200_000,
             verbose_errors: false,
             ..ParserLimits::default()
