@@ -149,10 +149,6 @@ fn span_of(request: &Request, id: &str) -> Span {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Parent<'a> {
     pub(super) trace: &'a str,
-    #[cfg_attr(
-        not(feature = "otlp"),
-        expect(dead_code, reason = "only a collector asks for it")
-    )]
     pub(super) span: &'a str,
 }
 
