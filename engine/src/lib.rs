@@ -5,9 +5,13 @@
 //! any thread; each answers with [`Event`]s as a [`Generation`]. Tools that look inside start from
 //! a [`LoadedModel`].
 //!
-//! Inside, in the order of a request: [`InputPipeline`] (decode, template, tokenise, expand, map;
-//! on a pool), the owner thread with the [`Scheduler`] over the [`BlockAllocator`], the executor
-//! with model and KV cache, [`Sampler`], detokenising and [`StopMatcher`].
+//! Inside, in the order of a request: [`InputPipeline`] (decode, template, tokenise, expand, map,
+//! compile the grammar; on a pool), the owner thread with the [`Scheduler`] over the
+//! [`BlockAllocator`], the executor with model and KV cache, [`Sampler`], detokenising and
+//! [`StopMatcher`].
+//!
+//! Three caches outlive a request, each by content and under a budget: mapped items, encoder rows,
+//! and the KV blocks of prompts and answers. None of them changes a bit of an answer.
 
 mod blocks;
 mod cache;

@@ -69,6 +69,8 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
             prefix_cache: false,
             encoder_cache_bytes: 0,
             processor_cache_bytes: 0,
+            // All come at once: what counts is the time of all, not that none waits.
+            long_prefill_token_threshold: Some(cache.max_batched_tokens),
             ..EngineOptions::default()
         };
         let engine = Engine::start(load(&checkpoint, &options)?, &engine_options)?;

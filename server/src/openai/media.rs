@@ -7,12 +7,15 @@ use crate::openai::message::{MediaPart, MediaSource};
 use futures_util::future::try_join_all;
 use kiln_engine::MediaInput;
 use kiln_registry::{HostTensor, MediaItem};
+use tracing::Instrument;
 
 /// Items as the engine takes them, in the order given.
 pub(super) async fn fetch(parts: Vec<MediaPart>, api: &Api) -> Result<Vec<MediaInput>, ApiError> {
     api.pipeline()
         .check_counts(parts.iter().map(|part| part.modality))?;
-    try_join_all(parts.into_iter().map(|part| one(part, api))).await
+    let span = tracing::info_span!("fetch", items = parts.len());
+    let all = try_join_all(parts.into_iter().map(|part| one(part, api)));
+    all.instrument(span).await
 }
 
 async fn one(part: MediaPart, api: &Api) -> Result<MediaInput, ApiError> {

@@ -7,6 +7,8 @@ use futures_util::FutureExt;
 use futures_util::stream::{BoxStream, SelectAll, StreamExt, select_all, unfold};
 use kiln_engine::{Engine, Event, Generation, Request, Usage};
 use kiln_registry::Result;
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 
 /// An event, and of which prompt it is.
 pub(crate) type At = (usize, Event);
@@ -16,6 +18,8 @@ pub(crate) struct Run {
     events: SelectAll<BoxStream<'static, (usize, Result<Event>)>>,
     /// Of each prompt.
     usages: Vec<Usage>,
+    /// From acceptance to the last token.
+    span: Span,
 }
 
 /// A generation with those who watch it.
@@ -49,10 +53,12 @@ impl Run {
                 record: metrics.record(),
             });
         }
+        let prepare = tracing::info_span!("prepare", prompts = watched.len());
         let mut usages = Vec::with_capacity(watched.len());
         let mut streams = Vec::with_capacity(watched.len());
         for (prompt, mut one) in watched.into_iter().enumerate() {
-            match one.generation.next_event().await {
+            let accepted = one.generation.next_event();
+            match accepted.instrument(prepare.clone()).await {
                 Some(Ok(Event::Accepted { usage })) => usages.push(usage),
                 Some(Ok(_)) | None => return Err(ApiError::internal("no acceptance")),
                 Some(Err(error)) => {
@@ -66,9 +72,18 @@ impl Run {
             });
             streams.push(events.boxed());
         }
+        drop(prepare);
+        let span = tracing::info_span!(
+            "generate",
+            prompt_tokens = usages.iter().map(|u| u.prompt_tokens).sum::<usize>(),
+            completion_tokens = Empty,
+            cached_tokens = Empty,
+            first_token = Empty,
+        );
         Ok(Self {
             events: select_all(streams),
             usages,
+            span,
         })
     }
 
@@ -93,7 +108,14 @@ impl Run {
         let event = event?;
         match &event {
             Event::Token { .. } => self.usages[prompt].completion_tokens += 1,
-            Event::Done { usage, .. } => self.usages[prompt] = usage.clone(),
+            Event::Done { usage, timing } => {
+                self.usages[prompt] = usage.clone();
+                let all = |count: fn(&Usage) -> usize| self.usages.iter().map(count).sum::<usize>();
+                self.span
+                    .record("completion_tokens", all(|u| u.completion_tokens))
+                    .record("cached_tokens", all(|u| u.cached_tokens))
+                    .record("first_token", timing.first_token.as_secs_f64());
+            }
             Event::Accepted { .. } | Event::Finished { .. } => {}
         }
         Ok((prompt, event))

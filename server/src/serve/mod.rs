@@ -7,6 +7,8 @@ mod docs;
 mod handlers;
 mod listen;
 mod options;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod router;
 mod shutdown;
 mod state;
@@ -30,7 +32,7 @@ use tokio::sync::watch;
 
 /// Loads the model, listens, and serves until a signal ends it.
 pub(crate) fn run(args: &ServeArgs) -> Result<()> {
-    trace::log(args.server.log_format)?;
+    let log = trace::log(&args.server)?;
     let model = args
         .model_dir
         .as_deref()
@@ -43,6 +45,13 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
         [] => vec![name_of(model)],
         names => names.to_vec(),
     };
+    let profile = engine.profile();
+    tracing::info!(
+        names = names.join(","),
+        context = profile.max_model_len,
+        kv_tokens = profile.kv_tokens(),
+        "the model is loaded"
+    );
     let fetcher = Fetcher::new(args.media.fetch());
     let api = Api::new(engine, fetcher, names, args.server.tool_call_parser)?;
     let server = &args.server;
@@ -79,6 +88,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
     });
     // What still waits for a media server or a lookup is nobody's any more.
     runtime.shutdown_timeout(Duration::from_millis(100));
+    log.end();
     drained
 }
 

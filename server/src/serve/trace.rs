@@ -2,17 +2,19 @@
 //! counts. A panic in a handler is that request's error alone.
 
 use crate::openai::{ApiError, Rejection};
-use crate::serve::options::LogFormat;
+use crate::serve::options::{LogFormat, ServerArgs};
 use crate::serve::state::{InFlight, Shared};
 use anyhow::Result;
-use axum::body::Body;
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
-use http_body_util::BodyExt;
+use hyper::body::{Frame, SizeHint};
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Instant;
 use tracing::{Instrument, Span};
 use tracing_subscriber::layer::SubscriberExt;
@@ -25,18 +27,47 @@ const TRACEPARENT: &str = "traceparent";
 /// Names longer than this are no ids.
 const MAX_ID: usize = 128;
 
-/// Writes the log to stderr. A program that has a log already keeps it.
-pub(crate) fn log(format: LogFormat) -> Result<()> {
+/// What has to be told that the process ends.
+#[derive(Default)]
+pub(crate) struct Log {
+    #[cfg(feature = "otlp")]
+    exporter: Option<super::otlp::Exporter>,
+}
+
+impl Log {
+    /// Sends what is still held back.
+    pub(crate) fn end(self) {
+        #[cfg(feature = "otlp")]
+        if let Some(exporter) = self.exporter {
+            exporter.end();
+        }
+    }
+}
+
+/// Writes the log to stderr, and sends spans to a collector where there is one. A program that has
+/// a log already keeps it.
+///
+/// # Errors
+/// For a collector that can't be.
+pub(crate) fn log(options: &ServerArgs) -> Result<Log> {
+    let format = options.log_format;
     let filter = || EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let lines = fmt::layer().with_writer(std::io::stderr).with_target(false);
     let lines = match format {
         LogFormat::Text => lines.with_ansi(stderr_is_terminal()).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    let _ = tracing_subscriber::registry()
-        .with(lines.with_filter(filter()))
-        .try_init();
-    Ok(())
+    let registry = tracing_subscriber::registry().with(lines.with_filter(filter()));
+    #[cfg(feature = "otlp")]
+    if let Some(endpoint) = &options.otlp_endpoint {
+        let (layer, exporter) = super::otlp::layer(endpoint)?;
+        let _ = registry.with(layer.with_filter(filter())).try_init();
+        return Ok(Log {
+            exporter: Some(exporter),
+        });
+    }
+    let _ = registry.try_init();
+    Ok(Log::default())
 }
 
 fn stderr_is_terminal() -> bool {
@@ -82,13 +113,7 @@ pub(crate) async fn watch(State(state): State<Shared>, request: Request, next: N
     }
     // The guard lives as long as the body: until the last byte is sent, or the client is gone.
     sent.status = status;
-    response.map(|body| {
-        let body = body.map_frame(move |frame| {
-            let _sent = &sent;
-            frame
-        });
-        Body::new(body)
-    })
+    response.map(|body| Body::new(Watched { body, _sent: sent }))
 }
 
 /// The client's id of a request, or one of ours.
@@ -104,29 +129,71 @@ fn id_of(request: &Request) -> String {
 }
 
 fn span_of(request: &Request, id: &str) -> Span {
-    let trace = request
-        .headers()
-        .get(TRACEPARENT)
-        .and_then(|value| trace_id(value.to_str().ok()?))
-        .unwrap_or_default();
-    tracing::info_span!(
+    let parent = request.headers().get(TRACEPARENT);
+    let parent = parent.and_then(|value| Parent::read(value.to_str().ok()?));
+    let span = tracing::info_span!(
         "request",
         id,
         method = request.method().as_str(),
         path = request.uri().path(),
-        trace,
-    )
+        trace = parent.map(|parent| parent.trace),
+    );
+    #[cfg(feature = "otlp")]
+    if let Some(parent) = parent {
+        super::otlp::adopt(&span, parent);
+    }
+    span
 }
 
-/// The trace that a W3C `traceparent` names.
-fn trace_id(header: &str) -> Option<&str> {
-    let mut parts = header.split('-');
-    let (version, trace, parent) = (parts.next()?, parts.next()?, parts.next()?);
-    let hex = |text: &str, length| {
-        text.len() == length && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    let known = hex(version, 2) && version != "ff" && hex(trace, 32) && hex(parent, 16);
-    (known && trace.bytes().any(|b| b != b'0')).then_some(trace)
+/// What a W3C `traceparent` says: of which trace a request is part, and under which span.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Parent<'a> {
+    pub(super) trace: &'a str,
+    pub(super) span: &'a str,
+}
+
+impl<'a> Parent<'a> {
+    /// `None` for what is no valid header.
+    fn read(header: &'a str) -> Option<Self> {
+        let mut parts = header.split('-');
+        let (version, trace, span) = (parts.next()?, parts.next()?, parts.next()?);
+        let hex = |text: &str, length| {
+            let digits = text.bytes();
+            text.len() == length
+                && digits
+                    .into_iter()
+                    .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        };
+        let some = |text: &str| text.bytes().any(|b| b != b'0');
+        let known = hex(version, 2) && version != "ff" && hex(trace, 32) && hex(span, 16);
+        (known && some(trace) && some(span)).then_some(Self { trace, span })
+    }
+}
+
+/// A body, and who hears of its end.
+struct Watched {
+    body: Body,
+    _sent: Sent,
+}
+
+impl HttpBody for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// An answer on its way; gone when the answer is.
@@ -158,7 +225,8 @@ mod tests {
     fn a_traceparent_names_its_trace() {
         let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
         let header = format!("00-{trace}-00f067aa0ba902b7-01");
-        assert_eq!(trace_id(&header), Some(trace));
+        let span = "00f067aa0ba902b7";
+        assert_eq!(Parent::read(&header), Some(Parent { trace, span }));
         for bad in [
             "",
             "00",
@@ -167,7 +235,7 @@ mod tests {
             "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
             "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
         ] {
-            assert_eq!(trace_id(bad), None, "{bad}");
+            assert_eq!(Parent::read(bad), None, "{bad}");
         }
     }
 }

@@ -138,6 +138,11 @@ pub(crate) fn start(folder: &Path, options: &EngineOptions) -> Engine {
     Engine::load(folder, options).unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
 }
 
+/// The engine of the model that the binary brings along.
+pub(crate) fn builtin(options: &EngineOptions) -> Engine {
+    start(&crate::support::asset("kiln-demo"), options)
+}
+
 /// All requests at once, each read to its end.
 pub(crate) fn together(engine: &Engine, requests: &[Request]) -> Vec<Result<Outcome>> {
     let running: Vec<_> = requests

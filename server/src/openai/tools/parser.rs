@@ -100,6 +100,8 @@ pub(crate) struct ToolParser {
     held: String,
     calls: usize,
     most: usize,
+    /// The last text was a call: blanks that follow are its layout.
+    behind_call: bool,
     out: Vec<Delta>,
 }
 
@@ -112,6 +114,7 @@ impl ToolParser {
             held: String::new(),
             calls: 0,
             most: if one { 1 } else { usize::MAX },
+            behind_call: false,
             out: Vec::new(),
         }
     }
@@ -214,7 +217,10 @@ impl ToolParser {
             self.mode = Mode::Between;
             return true;
         }
-        let keep = held_back(&self.held, tag);
+        let tail = held_back(&self.held, tag);
+        // Blanks wait with it: before a call they are no text.
+        let shown = self.held[..self.held.len() - tail].trim_end().len();
+        let keep = self.held.len() - shown;
         let rest = self.held.split_off(self.held.len() - keep);
         let text = std::mem::replace(&mut self.held, rest);
         self.text(&text);
@@ -238,7 +244,7 @@ impl ToolParser {
             _ if self.held.starts_with(closing) => {
                 self.held.drain(..closing.len());
                 self.mode = Mode::Text;
-                self.held = self.held.trim_start().to_owned();
+                self.behind_call = true;
             }
             _ if closing.starts_with(self.held.as_str()) => return false,
             _ => self.mode = Mode::Text,
@@ -300,9 +306,14 @@ impl ToolParser {
     }
 
     fn text(&mut self, text: &str) {
+        let text = match self.behind_call {
+            true => text.trim_start(),
+            false => text,
+        };
         if text.is_empty() {
             return;
         }
+        self.behind_call = false;
         if let Some(Delta::Text(last)) = self.out.last_mut() {
             last.push_str(text);
         } else {

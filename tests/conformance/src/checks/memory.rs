@@ -68,13 +68,13 @@ fn exceeded(subject: &Subject, tokens: usize, sequences: usize) -> Result<Option
     let Some(activations) = profile.activation_bytes else {
         return Err(Error::unsupported("the profile measures nothing here"));
     };
-    // Two long sequences fit: the others come and go.
+    // Two long sequences fit beside the other caches: the others come and go.
     let cache = CacheOptions {
         memory: Some(
             profile.weight_bytes
                 + activations
                 + activations / 8
-                + 2 * LONGEST.min(profile.max_model_len) * profile.kv_bytes_per_token,
+                + 3 * LONGEST.min(profile.max_model_len) * profile.kv_bytes_per_token,
         ),
         ..cache
     };
