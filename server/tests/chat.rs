@@ -99,6 +99,75 @@ fn what_fails_is_said_taken_back_and_told_by_the_exit_code() {
     }
 }
 
+/// The same conversation with a running server, which wants a key.
+#[test]
+fn a_running_server_is_talked_with() {
+    let mut server = Command::new(env!("CARGO_BIN_EXE_kiln"))
+        .args([
+            "serve",
+            "builtin",
+            "--port",
+            "0",
+            "--kv-blocks",
+            "128",
+            "--api-key",
+            "sesame",
+        ])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut stdout = BufReader::new(server.stdout.take().unwrap());
+    stdout.read_line(&mut line).unwrap();
+    let url = line.trim().rsplit(' ').next().unwrap();
+
+    let image = format!("/image {}", sample());
+    let lines = [
+        image.as_str(),
+        "Which shape is yellow?",
+        "Where is the purple triangle?",
+    ];
+    let out = chat(&[url, "--api-key", "sesame", "--verbose"], &lines);
+    let notes = words(&out.stderr);
+    assert!(out.status.success(), "{notes}");
+    let answers = words(&out.stdout);
+    assert_eq!(
+        answers.lines().collect::<Vec<_>>(),
+        ["circle", "bottom right"],
+        "{notes}"
+    );
+    assert!(notes.contains("(64 of media, 0 cached)"), "{notes}");
+    assert_eq!(notes.matches("time to first token").count(), 2, "{notes}");
+
+    let refused = chat(&[url, "--api-key", "wrong"], &["Hello"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(
+        words(&refused.stderr).contains("401"),
+        "{}",
+        words(&refused.stderr)
+    );
+    let no_file = format!("/image {}/Cargo.toml", env!("CARGO_MANIFEST_DIR"));
+    let lines = [
+        no_file.as_str(),
+        "What is it?",
+        image.as_str(),
+        "Which shape is yellow?",
+    ];
+    let out = chat(&[url, "--api-key", "sesame"], &lines);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(
+        words(&out.stderr).contains("the server answered 400"),
+        "{}",
+        words(&out.stderr)
+    );
+    assert_eq!(words(&out.stdout).trim(), "circle");
+
+    server.kill().unwrap();
+    server.wait().unwrap();
+    let gone = chat(&[url], &["Hello"]);
+    assert_eq!(gone.status.code(), Some(1));
+}
+
 /// Ctrl-C stops the answer, and the conversation goes on.
 #[cfg(unix)]
 #[test]

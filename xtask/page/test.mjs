@@ -178,6 +178,7 @@ try {
     await page.focus("#new");
     await page.keyboard.press("Enter");
     assert.equal(await page.locator(".turn").count(), 0);
+    assert.ok(await page.isVisible("#seen-none"));
   });
 
   await check("pictures are pasted, picked and removed; a second one begins anew", server.url, async (page) => {

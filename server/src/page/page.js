@@ -252,6 +252,9 @@ function startAnew(note) {
     $("log").replaceChildren($("welcome"));
     $("welcome").hidden = false;
     $("timing").hidden = true;
+    shown = null;
+    $("seen-facts").replaceChildren();
+    $("seen-none").hidden = false;
   }
 }
 
@@ -340,9 +343,13 @@ async function stream(result, answer) {
 
 const seconds = (ms) => ms < 1000 ? `${Math.max(1, Math.round(ms))} ms` : `${(ms / 1000).toFixed(2)} s`;
 
-function rate({ usage, first, last }) {
-  const tokens = usage ? usage.completion_tokens - 1 : 0;
-  return tokens > 0 && last > first ? `${(tokens / (last - first) * 1000).toFixed(1)} tokens/s` : null;
+/** Tokens a second behind the first one; of an answer too short to tell, over all of its time. */
+function rate({ usage, began, first, last }) {
+  const long = last - first >= 100;
+  const tokens = (usage?.completion_tokens ?? 0) - (long ? 1 : 0);
+  if (tokens < 2 || !(last > began)) return null;
+  const each = tokens / (last - (long ? first : began)) * 1000;
+  return `${each.toFixed(each < 100 ? 1 : 0)} tokens/s`;
 }
 
 function summary(result) {
