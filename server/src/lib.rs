@@ -16,6 +16,7 @@ mod batch;
 mod bench;
 mod builtin;
 mod chat;
+pub mod check;
 mod cli;
 mod commands;
 mod fetch;

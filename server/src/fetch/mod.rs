@@ -120,6 +120,16 @@ impl Fetcher {
     }
 }
 
+/// The content of a data URL.
+///
+/// # Errors
+/// For another URL, and for what is no base64, empty or too large.
+pub(crate) fn data_url(url: &str, max_bytes: usize) -> Result<Bytes, FetchError> {
+    let rest = data_url::strip_scheme(url);
+    let rest = rest.ok_or_else(|| FetchError::new("this is no data URL"))?;
+    data_url::decode(rest, max_bytes)
+}
+
 fn by_url(text: &str, options: &FetchOptions, deadline: Instant) -> Result<Bytes, FetchError> {
     // By far the largest ones: not for a parser that copies and percent-encodes them.
     if let Some(rest) = data_url::strip_scheme(text) {

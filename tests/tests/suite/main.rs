@@ -11,6 +11,7 @@ mod broken;
 mod caches;
 mod conformance;
 mod engine_runs;
+mod fuzz;
 mod guided;
 mod hostile_configs;
 mod hostile_images;
