@@ -1,13 +1,32 @@
-//! Who owns which block of the paged KV cache. Pure bookkeeping: the tensors are the executor's.
+//! Who owns which block of the paged KV cache, and which free block still holds what a later prompt
+//! may take. Pure bookkeeping: the tensors are the executor's.
 
+use crate::BlockHash;
 use kiln_registry::{Error, Result};
+use std::collections::{BTreeMap, HashMap};
 
 /// Hands out blocks, counts their owners, and takes them back.
+///
+/// A block whose content has a name keeps it when its last owner gives it back; it is handed out anew
+/// only when no other is free, the one longest out of use first.
 #[derive(Debug, Clone)]
 pub struct BlockAllocator {
-    owners: Vec<u32>,
-    free: Vec<u32>,
+    blocks: Vec<Block>,
+    /// Free blocks without a name.
+    blank: Vec<u32>,
+    /// Free blocks with a name, by when they came free.
+    cached: BTreeMap<u64, u32>,
+    names: HashMap<BlockHash, u32>,
+    clock: u64,
     block_size: usize,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Block {
+    owners: u32,
+    name: Option<BlockHash>,
+    /// Its key in `cached` while it is free and has a name.
+    freed: u64,
 }
 
 /// The blocks of one sequence, in the order of its positions.
@@ -42,20 +61,28 @@ impl BlockAllocator {
         }
         // The lowest number is handed out first, so that runs are alike.
         Ok(Self {
-            owners: vec![0; blocks],
-            free: (0..count).rev().collect(),
+            blocks: vec![Block::default(); blocks],
+            blank: (0..count).rev().collect(),
+            cached: BTreeMap::new(),
+            names: HashMap::new(),
+            clock: 0,
             block_size,
         })
     }
 
-    /// Blocks that nobody owns.
+    /// Blocks that nobody owns, those with a name included.
     pub fn free_blocks(&self) -> usize {
-        self.free.len()
+        self.blank.len() + self.cached.len()
+    }
+
+    /// Blocks that nobody owns and whose content can be taken.
+    pub fn cached_blocks(&self) -> usize {
+        self.cached.len()
     }
 
     /// Blocks in all.
     pub fn total_blocks(&self) -> usize {
-        self.owners.len()
+        self.blocks.len()
     }
 
     /// Tokens of one block.
@@ -68,45 +95,119 @@ impl BlockAllocator {
         tokens.div_ceil(self.block_size)
     }
 
+    /// How many of these names, from the first on, are there.
+    pub fn find(&self, names: &[BlockHash]) -> usize {
+        let there = names.iter().take_while(|n| self.names.contains_key(n));
+        there.count()
+    }
+
+    /// A table of the blocks of these names and of new ones until it holds `tokens`. `None`, and
+    /// nothing is changed, when a name is not there or too few blocks are free.
+    #[must_use]
+    pub fn take(&mut self, names: &[BlockHash], tokens: usize) -> Option<BlockTable> {
+        let found = names.iter().map(|name| self.names.get(name).copied());
+        let found: Vec<u32> = found.collect::<Option<_>>()?;
+        let owned = |block: &&u32| self.blocks[**block as usize].owners == 0;
+        let woken = found.iter().filter(owned).count();
+        let new = self.blocks_for(tokens).saturating_sub(found.len());
+        if new + woken > self.free_blocks() {
+            return None;
+        }
+        for number in &found {
+            let block = &mut self.blocks[*number as usize];
+            if block.owners == 0 {
+                self.cached.remove(&block.freed);
+            }
+            block.owners += 1;
+        }
+        let mut table = BlockTable { blocks: found };
+        let grown = self.grow(&mut table, tokens);
+        debug_assert!(grown, "counted before");
+        Some(table)
+    }
+
     /// Grows a table until it holds `tokens`. Returns `false`, and changes nothing, when there
     /// are too few free blocks: the scheduler then waits or preempts.
     #[must_use]
     pub fn grow(&mut self, table: &mut BlockTable, tokens: usize) -> bool {
         let missing = self.blocks_for(tokens).saturating_sub(table.blocks.len());
-        if missing > self.free.len() {
+        if missing > self.free_blocks() {
             return false;
         }
-        for block in self
-            .free
-            .split_off(self.free.len() - missing)
-            .into_iter()
-            .rev()
-        {
-            self.owners[block as usize] = 1;
-            table.blocks.push(block);
+        for _ in 0..missing {
+            let Some(number) = self.hand_out() else {
+                return false;
+            };
+            table.blocks.push(number);
         }
         true
     }
 
-    /// A second table that shares the blocks which `tokens` fill to the last position. Full
-    /// blocks are never written again, so no copy is needed.
-    pub fn share(&mut self, table: &BlockTable, tokens: usize) -> BlockTable {
-        let full = (tokens / self.block_size).min(table.blocks.len());
-        let blocks = table.blocks[..full].to_vec();
-        for block in &blocks {
-            self.owners[*block as usize] += 1;
+    fn hand_out(&mut self) -> Option<u32> {
+        let number = match self.blank.pop() {
+            Some(number) => number,
+            None => self.cached.pop_first()?.1,
+        };
+        self.forget(number);
+        self.blocks[number as usize].owners = 1;
+        Some(number)
+    }
+
+    /// Says what the block at a place of a table holds, now that all its positions have run. Where
+    /// another block has that name already, this one stays without.
+    pub fn name(&mut self, table: &BlockTable, place: usize, name: BlockHash) {
+        let Some(number) = table.blocks.get(place) else {
+            return;
+        };
+        let block = &mut self.blocks[*number as usize];
+        if block.name.is_none() && !self.names.contains_key(&name) {
+            block.name = Some(name);
+            self.names.insert(name, *number);
         }
-        BlockTable { blocks }
     }
 
     /// Takes a table back; a block is free when its last owner has given it back.
     pub fn release(&mut self, table: BlockTable) {
-        for block in table.blocks.into_iter().rev() {
-            let owners = &mut self.owners[block as usize];
-            *owners = owners.saturating_sub(1);
-            if *owners == 0 {
-                self.free.push(block);
+        // The end of a sequence is of less use than its beginning: it comes free first.
+        for number in table.blocks.into_iter().rev() {
+            let block = &mut self.blocks[number as usize];
+            block.owners = block.owners.saturating_sub(1);
+            if block.owners > 0 {
+                continue;
             }
+            if block.name.is_some() {
+                self.clock += 1;
+                block.freed = self.clock;
+                self.cached.insert(self.clock, number);
+            } else {
+                self.blank.push(number);
+            }
+        }
+    }
+
+    /// Takes back a table whose content is not to be trusted: nobody takes its blocks any more.
+    pub fn discard(&mut self, table: BlockTable) {
+        for number in &table.blocks {
+            self.forget(*number);
+        }
+        self.release(table);
+    }
+
+    /// Forgets all content: the tensors are others now.
+    pub fn forget_all(&mut self) {
+        for block in &mut self.blocks {
+            block.name = None;
+        }
+        self.names.clear();
+        // As at the start, the lowest number first.
+        let free = std::mem::take(&mut self.cached).into_values();
+        self.blank.extend(free);
+        self.blank.sort_unstable_by(|a, b| b.cmp(a));
+    }
+
+    fn forget(&mut self, number: u32) {
+        if let Some(name) = self.blocks[number as usize].name.take() {
+            self.names.remove(&name);
         }
     }
 }
@@ -131,21 +232,58 @@ mod tests {
         assert_eq!(allocator.free_blocks(), 3);
     }
 
+    fn names(n: u32) -> Vec<BlockHash> {
+        let chain = (0..n).scan(BlockHash::root(0), |last, token| {
+            *last = last.next(&[token; 4], &[]);
+            Some(*last)
+        });
+        chain.collect()
+    }
+
     #[test]
-    fn only_full_blocks_are_shared() {
+    fn named_blocks_are_shared_and_outlive_their_owners() {
         let mut allocator = BlockAllocator::new(4, 4).unwrap();
-        let mut table = BlockTable::default();
-        assert!(allocator.grow(&mut table, 7));
-        let shared = allocator.share(&table, 7);
-        assert_eq!(shared.blocks(), &table.blocks()[..1]);
-        allocator.release(table);
-        assert_eq!(
-            allocator.free_blocks(),
-            3,
-            "the shared block has an owner still"
+        let names = names(3);
+        let table = allocator.take(&[], 8).unwrap();
+        allocator.name(&table, 0, names[0]);
+        allocator.name(&table, 1, names[1]);
+        assert_eq!(allocator.find(&names), 2);
+        let shared = allocator.take(&names[..2], 12).unwrap();
+        assert_eq!(shared.blocks()[..2], *table.blocks());
+        assert_eq!(allocator.free_blocks(), 1);
+        assert!(allocator.take(&names[..1], 12).is_none(), "two are missing");
+        assert!(
+            allocator.take(&names, 12).is_none(),
+            "the third is not there"
         );
+        allocator.release(table);
+        assert_eq!(allocator.free_blocks(), 1, "both have an owner still");
         allocator.release(shared);
-        assert_eq!(allocator.free_blocks(), 4);
+        assert_eq!((allocator.free_blocks(), allocator.cached_blocks()), (4, 2));
+
+        // Blank blocks go first, then the end of what came free.
+        let other = allocator.take(&[], 12).unwrap();
+        assert_eq!(allocator.find(&names), 1);
+        let again = allocator.take(&names[..1], 4).unwrap();
+        assert_eq!(allocator.free_blocks(), 0);
+        assert!(allocator.take(&names[..1], 5).is_none());
+        allocator.release(other);
+        allocator.discard(again);
+        assert_eq!((allocator.find(&names), allocator.free_blocks()), (0, 4));
+    }
+
+    #[test]
+    fn what_is_forgotten_is_not_found() {
+        let mut allocator = BlockAllocator::new(2, 4).unwrap();
+        let names = names(2);
+        let table = allocator.take(&[], 8).unwrap();
+        allocator.name(&table, 0, names[0]);
+        allocator.forget_all();
+        assert_eq!(allocator.find(&names), 0);
+        allocator.name(&table, 0, names[0]);
+        allocator.release(table);
+        allocator.forget_all();
+        assert_eq!((allocator.free_blocks(), allocator.cached_blocks()), (2, 0));
     }
 
     #[test]

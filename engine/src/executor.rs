@@ -4,7 +4,7 @@ use crate::merge::{Overlay, merge, overlays};
 use crate::pipeline::{ItemContent, PreparedItem};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use kiln_registry::{
-    BatchLayout, Encoded, Error, ForwardBatch, HostTensor, KvCache, MultiModalModel,
+    BatchLayout, Encoded, Error, ForwardBatch, HostTensor, KvCache, MultiModalModel, NamedTensors,
     PlaceholderRange, Result, SequenceSpan,
 };
 
@@ -82,25 +82,47 @@ impl Executor {
                 tower: None,
             },
             ItemContent::Mapped(tensors) => self
-                .model
-                .encode(&item.modality, &[tensors])?
+                .encode_mapped(&item.modality, &[tensors.as_ref()])?
                 .pop()
                 .ok_or_else(|| Error::internal("the encoder gave no result for an item"))?,
         };
-        let [rows, hidden] = encoded.features.dims();
-        if rows != range.rows() || hidden != self.model.hidden_size() {
-            return Err(Error::PlaceholderLaw {
-                modality: range.modality.clone(),
-                item: range.item,
-                message: format!(
-                    "the processor made {} placeholder rows of width {}, the encoder {rows} of \
-                     width {hidden}",
-                    range.rows(),
-                    self.model.hidden_size()
-                ),
-            });
+        self.check_rows(&encoded.features, range)?;
+        Ok(encoded)
+    }
+
+    /// The results of mapped items of one modality, in one call of the encoder.
+    pub(crate) fn encode_mapped(
+        &self,
+        modality: &str,
+        items: &[&NamedTensors],
+    ) -> Result<Vec<Encoded>> {
+        let encoded = self.model.encode(modality, items)?;
+        if encoded.len() != items.len() {
+            return Err(Error::internal(format!(
+                "the encoder gave {} results for {} items",
+                encoded.len(),
+                items.len()
+            )));
         }
         Ok(encoded)
+    }
+
+    /// The placeholder law: as many rows as the range has places, as wide as the model.
+    pub(crate) fn check_rows(&self, features: &Tensor<2>, range: &PlaceholderRange) -> Result<()> {
+        let [rows, hidden] = features.dims();
+        if rows == range.rows() && hidden == self.model.hidden_size() {
+            return Ok(());
+        }
+        Err(Error::PlaceholderLaw {
+            modality: range.modality.clone(),
+            item: range.item,
+            message: format!(
+                "the processor made {} placeholder rows of width {}, the encoder {rows} of width \
+                 {hidden}",
+                range.rows(),
+                self.model.hidden_size()
+            ),
+        })
     }
 
     /// Rows as wide as the model's: `[rows, hidden]`.

@@ -5,22 +5,30 @@
 //! any thread; each answers with [`Event`]s as a [`Generation`]. Tools that look inside start from
 //! a [`LoadedModel`].
 //!
-//! Inside, in the order of a request: [`InputPipeline`] (decode, template, tokenise, expand, map;
-//! on a pool), the owner thread with the [`Scheduler`] over the [`BlockAllocator`], the executor
-//! with model and KV cache, [`Sampler`], detokenising and [`StopMatcher`].
+//! Inside, in the order of a request: [`InputPipeline`] (decode, template, tokenise, expand, map,
+//! compile the grammar; on a pool), the owner thread with the [`Scheduler`] over the
+//! [`BlockAllocator`], the executor with model and KV cache, [`Sampler`], detokenising and
+//! [`StopMatcher`].
+//!
+//! Three caches outlive a request, each by content and under a budget: mapped items, encoder rows,
+//! and the KV blocks of prompts and answers. None of them changes a bit of an answer.
 
 mod blocks;
+mod cache;
 mod checkpoint;
 mod configs;
 mod detokenize;
 mod device;
 mod engine;
+mod event;
 mod executor;
 mod json_file;
 mod loaded;
 mod memory;
 mod merge;
+mod options;
 mod pipeline;
+mod prefix;
 mod profile;
 mod request;
 mod sampling;
@@ -31,6 +39,7 @@ mod stages;
 mod stats;
 mod stop;
 mod template;
+mod token_bytes;
 mod tokenizer;
 mod trace;
 mod worker;
@@ -40,13 +49,16 @@ pub use checkpoint::{Checkpoint, EmbeddedFiles};
 pub use configs::{GenerationConfig, SamplingDefaults, architectures, processor_config};
 pub use detokenize::Detokenizer;
 pub use device::open_device;
-pub use engine::{Engine, EngineOptions};
+pub use engine::Engine;
+pub use event::{Event, FinishReason, Generation, Timing, Usage};
 pub use loaded::{LoadedModel, ModelOptions};
+pub use options::{EngineOptions, Policy};
 pub use pipeline::{InputPipeline, ItemContent, Prepared, PreparedItem};
+pub use prefix::BlockHash;
 pub use profile::{CacheOptions, MemoryProfile};
-pub use request::{Event, FinishReason, Generation, MediaInput, PromptInput, Request, Usage};
-pub use sampling::{SampledToken, Sampler, SamplingParams};
-pub use scheduler::{Chunk, Scheduler, SchedulerConfig, SequenceId};
+pub use request::{MediaInput, PromptInput, Request, TemplateArgs};
+pub use sampling::{Grammar, SampledToken, Sampler, SamplingParams};
+pub use scheduler::{Arrival, Chunk, ItemSpan, Scheduler, SchedulerConfig, SequenceId};
 pub use stages::{Staged, Stages};
 pub use stats::EngineStats;
 pub use stop::StopMatcher;

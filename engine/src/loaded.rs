@@ -2,9 +2,11 @@
 //! weights placed. What the executor and every tool start from.
 
 use crate::Checkpoint;
+use crate::cache::ProcessorCache;
 use crate::configs::{GenerationConfig, architectures, processor_config};
 use crate::pipeline::{InputPipeline, ModelShape};
 use crate::profile::dummy_inputs;
+use crate::sampling::Guides;
 use crate::template::ChatTemplate;
 use crate::tokenizer::HfTokenizer;
 use burn::tensor::Device;
@@ -111,7 +113,12 @@ impl LoadedModel {
             .thread_name(|i| format!("kiln-media-{i}"))
             .build()
             .map_err(Error::internal)?;
+        let vocabulary = model.vocab_size();
+        let guides = Guides::new(tokenizer.clone(), vocabulary, generation.eos_token_ids());
         let pipeline = InputPipeline {
+            guides,
+            processor_cache: ProcessorCache::default(),
+            stats: Arc::default(),
             registry,
             entry,
             context: context.with_max_model_len(unbounded.min(positions)),

@@ -1,15 +1,23 @@
 //! From a request to what the executor runs: decode media, render the template, tokenise, expand
-//! placeholders, check the placeholder law, map media. No tensors on a device; runs on a pool.
+//! placeholders, check the placeholder law, map media, compile the grammar. No tensors on a device;
+//! runs on a pool.
 
-use crate::configs::GenerationConfig;
-use crate::request::{MediaInput, PromptInput, Request, Usage};
-use crate::template::ChatTemplate;
+mod law;
+mod media;
+
+use crate::cache::ProcessorCache;
+use crate::configs::{GenerationConfig, SamplingDefaults};
+use crate::event::Usage;
+use crate::request::{MediaInput, PromptInput, Request, TemplateArgs};
+use crate::sampling::{Guide, Guides};
+use crate::stats::Stats;
+use crate::template::{ChatTemplate, Message};
 use crate::tokenizer::HfTokenizer;
 use kiln_registry::{
-    ContentHash, DecodeLimits, Error, HostTensor, InputContext, MediaCounts, MediaItem, MediaKind,
-    ModelEntry, NamedTensors, PlaceholderRange, ProcessedInputs, Prompt, PromptInputs, Registry,
-    Result, Tokenizer,
+    ContentHash, DecodeLimits, Error, HostTensor, InputContext, MediaCounts, MediaItem, ModelEntry,
+    NamedTensors, PlaceholderRange, Prompt, PromptInputs, Registry, Result, Tokenizer,
 };
+use media::Resolved;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,15 +31,21 @@ pub struct Prepared {
     pub placeholders: Vec<PlaceholderRange>,
     /// What each placeholder range is filled from.
     pub items: Vec<PreparedItem>,
+    /// What its text must be.
+    pub(crate) guide: Option<Guide>,
 }
 
 impl Prepared {
     /// Tokens of the prompt.
     pub fn usage(&self) -> Usage {
+        let mut media = BTreeMap::new();
+        for range in &self.placeholders {
+            *media.entry(range.modality.clone()).or_default() += range.length;
+        }
         Usage {
             prompt_tokens: self.token_ids.len(),
-            media_tokens: self.placeholders.iter().map(|p| p.length).sum(),
-            completion_tokens: 0,
+            media,
+            ..Usage::default()
         }
     }
 }
@@ -50,8 +64,8 @@ pub struct PreparedItem {
 /// What an item's rows are made from.
 #[derive(Debug, Clone)]
 pub enum ItemContent {
-    /// The mapper's tensors.
-    Mapped(NamedTensors),
+    /// The mapper's tensors, which the processor cache may share.
+    Mapped(Arc<NamedTensors>),
     /// Embeddings that the caller computed, `[rows, hidden]`.
     Embeds(HostTensor),
 }
@@ -77,6 +91,9 @@ pub struct InputPipeline {
     pub(crate) decode_limits: DecodeLimits,
     pub(crate) allow_embeds: bool,
     pub(crate) pool: rayon::ThreadPool,
+    pub(crate) guides: Guides,
+    pub(crate) processor_cache: ProcessorCache,
+    pub(crate) stats: Arc<Stats>,
 }
 
 impl InputPipeline {
@@ -98,6 +115,16 @@ impl InputPipeline {
     /// The most tokens of one item, by modality.
     pub fn max_tokens(&self) -> &BTreeMap<&'static str, usize> {
         &self.max_tokens
+    }
+
+    /// The checkpoint's chat template.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.template.as_ref()
+    }
+
+    /// The sampling parameters that the checkpoint recommends.
+    pub fn sampling_defaults(&self) -> SamplingDefaults {
+        self.generation.sampling_defaults()
     }
 
     /// Whether the checkpoint brings a chat template.
@@ -136,20 +163,31 @@ impl InputPipeline {
         fits: impl FnOnce(usize) -> Result<()>,
     ) -> Result<Prepared> {
         request.sampling.validate(self.shape.vocab_size)?;
-        self.check_counts(request.media.iter().map(|m| match m {
-            MediaInput::Bytes { modality, .. } => modality.as_str(),
-            MediaInput::Item(item) => item.modality(),
-        }))?;
-        let items = self.decode(&request.media)?;
+        if request
+            .mm_processor_kwargs
+            .as_ref()
+            .is_some_and(|k| !k.is_empty())
+        {
+            return Err(Error::unsupported(
+                "mm_processor_kwargs of a request: start with --mm-processor-kwargs",
+            ));
+        }
+        self.check_counts(request.media.iter().map(MediaInput::modality))?;
+        let guide = request.sampling.guide.as_ref();
+        let guide = guide
+            .map(|grammar| self.guides.compile(grammar))
+            .transpose()?;
+        let items = self.resolve(&request.media)?;
         let prompt = match &request.prompt {
-            PromptInput::Chat(messages) => self.render(messages)?,
+            PromptInput::Chat(messages) => self.render(messages, &request.template)?,
             PromptInput::Text(text) => Prompt::Text {
                 text: text.clone(),
                 add_special_tokens: false,
             },
             PromptInput::Tokens(ids) => Prompt::Tokens(ids.clone()),
         };
-        self.prepare_items(prompt, &items, fits)
+        let prepared = self.prepare_resolved(prompt, items, fits)?;
+        Ok(Prepared { guide, ..prepared })
     }
 
     /// The part of [`prepare`](Self::prepare) behind decoding and rendering: what dummy data goes
@@ -161,6 +199,16 @@ impl InputPipeline {
         items: &[MediaItem],
         fits: impl FnOnce(usize) -> Result<()>,
     ) -> Result<Prepared> {
+        let items = items.iter().cloned().map(Resolved::new).collect();
+        self.prepare_resolved(prompt, items, fits)
+    }
+
+    fn prepare_resolved(
+        &self,
+        prompt: Prompt,
+        resolved: Vec<Resolved>,
+        fits: impl FnOnce(usize) -> Result<()>,
+    ) -> Result<Prepared> {
         let token_ids = match prompt {
             Prompt::Tokens(ids) => ids,
             Prompt::Text {
@@ -168,26 +216,35 @@ impl InputPipeline {
                 add_special_tokens,
             } => self.tokenizer.encode(&text, add_special_tokens)?,
         };
-        let processed = self
-            .entry
-            .process(&self.context, PromptInputs { token_ids, items })?;
-        let order = self.check_law(&processed, items)?;
+        let items: Vec<MediaItem> = resolved.iter().map(|r| r.item.clone()).collect();
+        let inputs = PromptInputs {
+            token_ids,
+            items: &items,
+        };
+        let processed = self.entry.process(&self.context, inputs)?;
+        let order = self.check_law(&processed, &items)?;
         self.check_ids(&processed)?;
         fits(processed.token_ids.len())?;
         let items = self.pool.install(|| {
             order
                 .par_iter()
-                .map(|at| self.map(&items[*at]))
+                .map(|at| self.map(&resolved[*at]))
                 .collect::<Result<Vec<_>>>()
         })?;
         Ok(Prepared {
             token_ids: processed.token_ids,
             placeholders: processed.placeholders,
             items,
+            guide: None,
         })
     }
 
-    fn check_counts<'a>(&self, modalities: impl Iterator<Item = &'a str>) -> Result<()> {
+    /// Whether a prompt may have these items, told by their modalities.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] for a modality that the model does not take, and
+    /// [`Error::TooManyItems`].
+    pub fn check_counts<'a>(&self, modalities: impl Iterator<Item = &'a str>) -> Result<()> {
         let mut counts = MediaCounts::new();
         for modality in modalities {
             counts.set(modality, counts.get(modality) + 1);
@@ -211,51 +268,11 @@ impl InputPipeline {
         Ok(())
     }
 
-    fn decode(&self, media: &[MediaInput]) -> Result<Vec<MediaItem>> {
-        self.pool.install(|| {
-            media
-                .par_iter()
-                .map(|input| match input {
-                    MediaInput::Bytes { modality, bytes } => self.decode_item(modality, bytes),
-                    MediaInput::Item(item) => {
-                        if item.kind() == MediaKind::Embeds {
-                            self.check_embeds(item)?;
-                        }
-                        Ok(item.clone())
-                    }
-                })
-                .collect()
-        })
-    }
-
-    fn check_embeds(&self, item: &MediaItem) -> Result<()> {
-        if !self.allow_embeds {
-            return Err(Error::invalid(
-                "embeddings as input are off: start with --enable-mm-embeds",
-            ));
-        }
-        let content = item.content()?;
-        let most = self.max_tokens.get(item.modality()).copied().unwrap_or(0);
-        match (content.shape(), content.as_f32()) {
-            ([rows, hidden], Some(_))
-                if *hidden == self.shape.hidden_size && (1..=most).contains(rows) =>
-            {
-                Ok(())
-            }
-            (shape, _) => Err(Error::invalid(format!(
-                "{} embeddings of {} {shape:?}: they must be f32 [rows, {}] with 1 to {most} rows",
-                item.modality(),
-                content.data().dtype(),
-                self.shape.hidden_size
-            ))),
-        }
-    }
-
-    fn render(&self, messages: &[crate::template::Message]) -> Result<Prompt> {
+    fn render(&self, messages: &[Message], args: &TemplateArgs) -> Result<Prompt> {
         let template = self.template.as_ref().ok_or_else(|| {
             Error::invalid("this checkpoint has no chat template: send the prompt as raw text")
         })?;
-        let text = template.render(messages, true)?;
+        let text = template.render(messages, args)?;
         // As the reference: its processors add the tokenizer's special tokens unless the template
         // wrote them; its tokenizers leave all to the template.
         let processor = self.entry.modalities().next().is_some();
@@ -279,105 +296,5 @@ impl InputPipeline {
             });
         }
         Ok(())
-    }
-
-    /// Each item has exactly one range, ranges lie apart and inside the prompt, and none takes more
-    /// rows than declared. Returns which item each range belongs to.
-    fn check_law(&self, processed: &ProcessedInputs, items: &[MediaItem]) -> Result<Vec<usize>> {
-        let mut by_modality = BTreeMap::<&str, Vec<usize>>::new();
-        for (at, item) in items.iter().enumerate() {
-            by_modality.entry(item.modality()).or_default().push(at);
-        }
-        let mut order = Vec::with_capacity(items.len());
-        let mut taken = vec![false; items.len()];
-        let mut end = 0;
-        for range in &processed.placeholders {
-            let broken = |message: String| Error::PlaceholderLaw {
-                modality: range.modality.clone(),
-                item: range.item,
-                message,
-            };
-            let at = by_modality
-                .get(range.modality.as_str())
-                .and_then(|list| list.get(range.item))
-                .copied()
-                .ok_or_else(|| broken("a placeholder range without an item".to_owned()))?;
-            if std::mem::replace(&mut taken[at], true) {
-                return Err(broken("has two placeholder ranges".to_owned()));
-            }
-            let inside = range
-                .offset
-                .checked_add(range.length)
-                .is_some_and(|e| e <= processed.token_ids.len());
-            if range.offset < end || !inside {
-                return Err(broken(format!(
-                    "its range {} + {} overlaps another or ends behind the prompt",
-                    range.offset, range.length
-                )));
-            }
-            end = range.offset + range.length;
-            if range
-                .embed_mask
-                .as_ref()
-                .is_some_and(|m| m.len() != range.length)
-            {
-                return Err(broken("its mask is not as long as its range".to_owned()));
-            }
-            let most = self.max_tokens.get(range.modality.as_str()).copied();
-            let (rows, most) = (range.rows(), most.unwrap_or(0));
-            if rows > most {
-                return Err(broken(format!(
-                    "{rows} placeholder rows, the declared maximum is {most}"
-                )));
-            }
-            order.push(at);
-        }
-        match taken.iter().position(|t| !t) {
-            None => Ok(order),
-            Some(at) => Err(Error::PlaceholderLaw {
-                modality: items[at].modality().to_owned(),
-                item: at,
-                message: "has no placeholder range".to_owned(),
-            }),
-        }
-    }
-
-    /// Ids that the embedding does not have are refused, but for placeholders, which it never sees.
-    fn check_ids(&self, processed: &ProcessedInputs) -> Result<()> {
-        let covered = |position: usize| {
-            processed.placeholders.iter().any(|r| {
-                r.range().contains(&position)
-                    && r.embed_mask
-                        .as_ref()
-                        .is_none_or(|mask| mask[position - r.offset])
-            })
-        };
-        let rows = self.shape.embedding_rows;
-        let bad = processed
-            .token_ids
-            .iter()
-            .enumerate()
-            .find(|(position, id)| **id as usize >= rows && !covered(*position));
-        match bad {
-            None => Ok(()),
-            Some((_, id)) => Err(Error::invalid(format!(
-                "there is no token {id}: the model has {rows}"
-            ))),
-        }
-    }
-
-    fn map(&self, item: &MediaItem) -> Result<PreparedItem> {
-        let content = match item.kind() {
-            MediaKind::Embeds => ItemContent::Embeds(item.content()?.clone()),
-            MediaKind::Raw => {
-                let mapper = self.registry.mapper(&self.entry, item.modality())?;
-                ItemContent::Mapped(mapper(&self.context, item)?)
-            }
-        };
-        Ok(PreparedItem {
-            modality: item.modality().to_owned(),
-            hash: item.hash(),
-            content,
-        })
     }
 }

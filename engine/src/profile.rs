@@ -4,7 +4,8 @@
 use crate::executor::{Executor, StepInput};
 use crate::memory;
 use crate::merge::Overlay;
-use crate::pipeline::{InputPipeline, Prepared};
+use crate::options::EngineOptions;
+use crate::pipeline::{InputPipeline, ItemContent, Prepared};
 use burn::tensor::Tensor;
 use kiln_registry::{Error, MediaCounts, Result};
 
@@ -45,6 +46,12 @@ pub struct MemoryProfile {
     pub activation_bytes: Option<usize>,
     /// Bytes of keys and values of one token.
     pub kv_bytes_per_token: usize,
+    /// Bytes of encoder rows that may be kept for later requests.
+    pub encoder_cache_bytes: usize,
+    /// Bytes of decoded and mapped items that may be kept.
+    pub processor_cache_bytes: usize,
+    /// Items that go through the encoder at once, at most.
+    pub encoder_batch: usize,
     /// KV blocks.
     pub kv_blocks: usize,
     /// Tokens of a block.
@@ -65,12 +72,24 @@ impl MemoryProfile {
     }
 }
 
+/// The part of what weights and activations leave that each of the caches beside the KV cache may
+/// take: one in so many bytes.
+const CACHE_SHARE: usize = 8;
+
 /// Measures, and gives the executor its cache.
 pub(crate) fn profile(
     executor: &mut Executor,
     pipeline: &InputPipeline,
-    options: &CacheOptions,
+    engine: &EngineOptions,
 ) -> Result<MemoryProfile> {
+    let options = &engine.cache;
+    let encoder_batch = encoder_batch(pipeline, engine);
+    // A text model has no use for either.
+    let (mut encoder_cache_bytes, mut processor_cache_bytes) =
+        match pipeline.max_tokens().is_empty() {
+            true => (0, 0),
+            false => (engine.encoder_cache_bytes, engine.processor_cache_bytes),
+        };
     let (block_size, longest) = (options.block_size, pipeline.context().max_model_len());
     if block_size == 0 || options.max_batched_tokens == 0 || options.max_num_seqs == 0 {
         return Err(Error::invalid(
@@ -92,7 +111,7 @@ pub(crate) fn profile(
             // A sequence is no longer than the cache, and the cache is within the budget.
             let room = budget.saturating_sub(weight_bytes) / kv_bytes_per_token.max(1);
             let longest = longest.min(room).max(1);
-            let activations = measure(executor, pipeline, options, longest)?.ok_or_else(|| {
+            let activations = measure(executor, pipeline, engine, longest)?.ok_or_else(|| {
                 Error::unsupported(
                     "measuring memory in this program or on this device: give --kv-blocks",
                 )
@@ -100,6 +119,9 @@ pub(crate) fn profile(
             let left = budget
                 .saturating_sub(weight_bytes)
                 .saturating_sub(activations);
+            encoder_cache_bytes = encoder_cache_bytes.min(left / CACHE_SHARE);
+            processor_cache_bytes = processor_cache_bytes.min(left / CACHE_SHARE);
+            let left = left - encoder_cache_bytes - processor_cache_bytes;
             let blocks = left / (kv_bytes_per_token * block_size).max(1);
             if blocks == 0 {
                 return Err(Error::invalid(format!(
@@ -123,12 +145,17 @@ pub(crate) fn profile(
         weight_bytes,
         activation_bytes,
         kv_bytes_per_token,
+        encoder_cache_bytes,
+        processor_cache_bytes,
+        encoder_batch,
         kv_blocks,
         block_size,
         max_model_len: longest.min(kv_blocks.saturating_mul(block_size)),
     })
 }
 
+/// Items at once beyond which a batch gains nothing.
+const MAX_ENCODER_BATCH: usize = 8;
 /// Tokens of context that the measured step has, at least where the model has so many. Attention
 /// goes over keys in tiles, so that what a longer context adds is its block tables alone; to compute
 /// over the longest would take as long as the longest prompt.
@@ -141,14 +168,15 @@ const TABLE_BYTES: usize = size_of::<u32>() + size_of::<i64>();
 fn measure(
     executor: &mut Executor,
     pipeline: &InputPipeline,
-    options: &CacheOptions,
+    engine: &EngineOptions,
     longest: usize,
 ) -> Result<Option<usize>> {
+    let options = &engine.cache;
     if !executor.on_host() {
         return Ok(None);
     }
     let context = longest.min(CONTEXT.max(2 * options.max_batched_tokens));
-    let largest = LargestStep::new(pipeline, options, context);
+    let largest = LargestStep::new(pipeline, engine, context);
     let dummy = dummy_inputs(pipeline, largest.tokens().min(longest))?;
     executor.resize(1, options.block_size);
     // Once without measuring: lazily made tables and thread-local buffers are no activations.
@@ -196,14 +224,22 @@ pub(crate) fn dummy_inputs(pipeline: &InputPipeline, tokens: usize) -> Result<Pr
     Ok(prepared)
 }
 
+/// How many items go through the encoder at once: as many of the largest as a step may make rows of.
+fn encoder_batch(pipeline: &InputPipeline, engine: &EngineOptions) -> usize {
+    let most = pipeline.max_tokens().values().copied().max().unwrap_or(0);
+    (engine.encoder_tokens() / most.max(1)).clamp(1, MAX_ENCODER_BATCH)
+}
+
 /// The largest step that scheduler and worker can make.
 struct LargestStep {
     /// New tokens of each sequence.
     new: Vec<usize>,
     /// Tokens that each sequence has when the step is over.
     longest: usize,
-    /// Encoder rows that are held while one more item is encoded.
+    /// Encoder rows that are held while more items are encoded.
     held: usize,
+    /// Items that go through the encoder at once.
+    batch: usize,
 }
 
 impl Default for LargestStep {
@@ -213,6 +249,7 @@ impl Default for LargestStep {
             new: vec![1],
             longest: 1,
             held: 0,
+            batch: 1,
         }
     }
 }
@@ -220,7 +257,8 @@ impl Default for LargestStep {
 impl LargestStep {
     /// As many sequences as may run, each at its longest: block tables and context are widest. One
     /// new token each; the first ones take what the step has left.
-    fn new(pipeline: &InputPipeline, options: &CacheOptions, longest: usize) -> Self {
+    fn new(pipeline: &InputPipeline, engine: &EngineOptions, longest: usize) -> Self {
+        let options = &engine.cache;
         let sequences = options.max_num_seqs.min(options.max_batched_tokens);
         let mut left = options.max_batched_tokens - sequences;
         let new: Vec<usize> = (0..sequences)
@@ -230,8 +268,9 @@ impl LargestStep {
                 1 + more
             })
             .collect();
-        // Rows are held of all items of the request that an earlier step began (they fit its
-        // context), of the items that lie in this step as a whole, and of the one that is encoded.
+        // Rows are held of all items of the request that is in the midst of its prompt (they fit its
+        // context), and of those that the step encodes. Others that it uses are in the cache, or
+        // have just made room there for as many that it encoded.
         let limits = pipeline.context().limits();
         let of_a_request = pipeline
             .max_tokens()
@@ -239,11 +278,17 @@ impl LargestStep {
             .map(|(modality, most)| limits.get(modality).saturating_mul(*most))
             .fold(0, usize::saturating_add)
             .min(longest);
+        let of_an_item = pipeline.max_tokens().values().copied().max().unwrap_or(0);
         let held = match of_a_request {
             0 => 0,
-            rows => rows + new.iter().sum::<usize>(),
+            rows => rows + engine.encoder_tokens().max(of_an_item),
         };
-        Self { new, longest, held }
+        Self {
+            new,
+            longest,
+            held,
+            batch: encoder_batch(pipeline, engine),
+        }
     }
 
     fn tokens(&self) -> usize {
@@ -254,12 +299,19 @@ impl LargestStep {
     /// Every block is the first one: where keys lie costs no memory.
     fn run(&self, executor: &mut Executor, dummy: &Prepared, block_size: usize) -> Result<()> {
         let held = executor.zeros(self.held);
-        let features = dummy
-            .items
-            .iter()
-            .zip(&dummy.placeholders)
-            .map(|(item, range)| Ok(executor.encode(item, range)?.features))
-            .collect::<Result<Vec<_>>>()?;
+        let mut features = vec![];
+        for (item, range) in dummy.items.iter().zip(&dummy.placeholders) {
+            match &item.content {
+                ItemContent::Mapped(tensors) => {
+                    let items = vec![tensors.as_ref(); self.batch];
+                    for encoded in executor.encode_mapped(&item.modality, &items)? {
+                        executor.check_rows(&encoded.features, range)?;
+                        features.push(encoded.features);
+                    }
+                }
+                ItemContent::Embeds(_) => features.push(executor.encode(item, range)?.features),
+            }
+        }
         let mut ids = dummy.token_ids.iter().copied().cycle();
         let mut row = 0;
         let inputs = self.new.iter().map(|new| StepInput {
@@ -286,11 +338,11 @@ impl LargestStep {
 
 /// Each token takes a row by itself: no step has more parts to lay.
 fn single_rows(held: &Tensor<2>, row: &mut usize, count: usize) -> Vec<Overlay> {
-    let hidden = held.dims()[1];
+    let [all, hidden] = held.dims();
     (0..count)
         .map(|at| {
             let rows = held.clone().slice([*row..*row + 1, 0..hidden]);
-            *row += 1;
+            *row = (*row + 1) % all;
             Overlay { at, rows }
         })
         .collect()

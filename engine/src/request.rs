@@ -1,10 +1,11 @@
-//! What goes into the engine and what comes out: requests, events, usage.
+//! What goes into the engine: a prompt, its media, and how to answer.
 
+use crate::SamplingParams;
 use crate::template::Message;
-use crate::{SampledToken, SamplingParams};
 use bytes::Bytes;
-use kiln_registry::{Error, MediaItem, Result};
-use tokio::sync::mpsc::UnboundedReceiver;
+use kiln_registry::MediaItem;
+use serde_json::{Map, Value};
+use std::time::Instant;
 
 /// The text of a request.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,9 +27,61 @@ pub enum MediaInput {
         modality: String,
         /// The file's content; its format is found out from the bytes.
         bytes: Bytes,
+        /// A name under which later requests may refer to the item, while it is cached.
+        uuid: Option<String>,
+    },
+    /// An item that was sent before under this name and is cached still.
+    Uuid {
+        /// The modality's name.
+        modality: String,
+        /// The name.
+        uuid: String,
     },
     /// An item that is decoded already, or embeddings that the caller computed.
     Item(MediaItem),
+}
+
+impl MediaInput {
+    /// Encoded bytes without a name.
+    pub fn bytes(modality: impl Into<String>, bytes: impl Into<Bytes>) -> Self {
+        Self::Bytes {
+            modality: modality.into(),
+            bytes: bytes.into(),
+            uuid: None,
+        }
+    }
+
+    /// The modality's name.
+    pub fn modality(&self) -> &str {
+        match self {
+            Self::Bytes { modality, .. } | Self::Uuid { modality, .. } => modality,
+            Self::Item(item) => item.modality(),
+        }
+    }
+}
+
+/// What a chat template is given beside the messages.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TemplateArgs {
+    /// Tools that the model may call, as JSON objects.
+    pub tools: Vec<Value>,
+    /// Further variables (`chat_template_kwargs`).
+    pub kwargs: Map<String, Value>,
+    /// Whether the prompt ends with the start of the assistant's answer.
+    pub add_generation_prompt: bool,
+    /// Whether the prompt ends with the last message's text, so that the model goes on with it.
+    pub continue_final_message: bool,
+}
+
+impl Default for TemplateArgs {
+    fn default() -> Self {
+        Self {
+            tools: Vec::new(),
+            kwargs: Map::new(),
+            add_generation_prompt: true,
+            continue_final_message: false,
+        }
+    }
 }
 
 /// A request. Media stand in the order of their placeholders.
@@ -40,28 +93,43 @@ pub struct Request {
     pub media: Vec<MediaInput>,
     /// How to choose tokens, and when to end.
     pub sampling: SamplingParams,
+    /// Under the policy `priority` a lower number runs first.
+    pub priority: i32,
+    /// What the chat template is given beside the messages.
+    pub template: TemplateArgs,
+    /// Laid over the processor's configuration for this request. Refused where it is not empty: what
+    /// a request may take was profiled for the engine's own configuration.
+    pub mm_processor_kwargs: Option<Map<String, Value>>,
+    /// When it came: [`Timing`](crate::Timing) counts from here.
+    pub arrival: Instant,
 }
 
 impl Request {
+    /// A request that is answered greedily.
+    pub fn new(prompt: PromptInput, media: Vec<MediaInput>) -> Self {
+        Self {
+            prompt,
+            media,
+            sampling: SamplingParams::default(),
+            priority: 0,
+            template: TemplateArgs::default(),
+            mm_processor_kwargs: None,
+            arrival: Instant::now(),
+        }
+    }
+
     /// One user message with items before the text, in this order, answered greedily. `media`: the
     /// modality and the file's content of each.
     pub fn about<M: Into<String>>(
         text: impl Into<String>,
         media: impl IntoIterator<Item = (M, Bytes)>,
     ) -> Self {
-        let (modalities, media): (Vec<String>, Vec<MediaInput>) = media
-            .into_iter()
-            .map(|(modality, bytes)| {
-                let modality = modality.into();
-                (modality.clone(), MediaInput::Bytes { modality, bytes })
-            })
-            .unzip();
-        let message = Message::user(text, modalities);
-        Self {
-            prompt: PromptInput::Chat(vec![message]),
-            media,
-            sampling: SamplingParams::default(),
-        }
+        let media = media.into_iter();
+        let media: Vec<MediaInput> = media
+            .map(|(m, bytes)| MediaInput::bytes(m, bytes))
+            .collect();
+        let message = Message::user(text, media.iter().map(MediaInput::modality));
+        Self::new(PromptInput::Chat(vec![message]), media)
     }
 
     /// [`about`](Self::about) images alone.
@@ -75,127 +143,11 @@ impl Request {
         self.sampling = sampling;
         self
     }
-}
 
-/// Why a sequence ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FinishReason {
-    /// An end-of-sequence token, a stop token or a stop string.
-    Stop,
-    /// As many tokens as were asked for, or as the context holds.
-    Length,
-}
-
-/// Tokens of a request.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Of the prompt after expansion.
-    pub prompt_tokens: usize,
-    /// Of those, placeholders of media.
-    pub media_tokens: usize,
-    /// Chosen, over all sequences, end-of-sequence tokens included.
-    pub completion_tokens: usize,
-}
-
-/// What happens to a request.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Event {
-    /// It was tokenised, its media mapped, and it is in the queue.
-    Accepted {
-        /// Tokens of the prompt.
-        usage: Usage,
-    },
-    /// A sequence has a token more.
-    Token {
-        /// Which of the `n` sequences.
-        index: usize,
-        /// The token.
-        token: SampledToken,
-        /// Text that is final now; empty while a character or a stop string may be under way.
-        text: String,
-    },
-    /// A sequence has ended.
-    Finished {
-        /// Which of the `n` sequences.
-        index: usize,
-        /// Why.
-        reason: FinishReason,
-        /// Text that had been held back.
-        text: String,
-    },
-    /// All sequences have ended; the last event.
-    Done {
-        /// Tokens in all.
-        usage: Usage,
-    },
-}
-
-/// The events of a request, as they happen. Dropping it cancels the request.
-#[derive(Debug)]
-pub struct Generation {
-    events: UnboundedReceiver<Result<Event>>,
-    over: bool,
-}
-
-impl Generation {
-    pub(crate) fn new(events: UnboundedReceiver<Result<Event>>) -> Self {
-        Self {
-            events,
-            over: false,
-        }
-    }
-
-    /// The next event, awaited; `None` after the last one.
-    pub async fn next_event(&mut self) -> Option<Result<Event>> {
-        let event = if self.over {
-            None
-        } else {
-            self.events.recv().await
-        };
-        self.note(event)
-    }
-
-    /// The whole text of the first sequence.
-    ///
-    /// # Errors
-    /// The request's error, if it has one.
-    pub fn text(self) -> Result<String> {
-        let mut whole = String::new();
-        for event in self {
-            match event? {
-                Event::Token { index: 0, text, .. } | Event::Finished { index: 0, text, .. } => {
-                    whole.push_str(&text);
-                }
-                _ => {}
-            }
-        }
-        Ok(whole)
-    }
-
-    /// An engine that is gone in the midst of a request is an error, not an end.
-    fn note(&mut self, event: Option<Result<Event>>) -> Option<Result<Event>> {
-        if self.over {
-            return None;
-        }
-        let event = event.unwrap_or_else(|| Err(Error::internal("the engine has stopped")));
-        self.over = !matches!(
-            event,
-            Ok(Event::Accepted { .. } | Event::Token { .. } | Event::Finished { .. })
-        );
-        Some(event)
-    }
-}
-
-/// Blocks the thread until the next event; not for async threads.
-impl Iterator for Generation {
-    type Item = Result<Event>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let event = if self.over {
-            None
-        } else {
-            self.events.blocking_recv()
-        };
-        self.note(event)
+    /// The same with another priority.
+    #[must_use]
+    pub fn priority(mut self, priority: i32) -> Self {
+        self.priority = priority;
+        self
     }
 }

@@ -1,15 +1,18 @@
 //! A request while it runs, and its sequences: tokens, text, and when they end.
 
 use crate::detokenize::Detokenizer;
-use crate::executor::Executor;
-use crate::pipeline::Prepared;
-use crate::request::{Event, FinishReason, Usage};
+use crate::event::{Event, FinishReason, Timing, Usage};
+use crate::pipeline::{Prepared, PreparedItem};
+use crate::prefix::PrefixHasher;
+use crate::sampling::{Allowed, Matching};
+use crate::stats::Held;
 use crate::tokenizer::HfTokenizer;
-use crate::{Sampler, SamplingParams, SequenceId, StopMatcher};
+use crate::{BlockHash, Sampler, SamplingParams, SequenceId, StopMatcher};
 use burn::tensor::Tensor;
-use kiln_registry::{Error, Result};
+use kiln_registry::{Error, PlaceholderRange, Result};
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
 
 /// Where a request's events go.
@@ -19,7 +22,15 @@ pub(crate) type EventSender = UnboundedSender<Result<Event>>;
 pub(crate) struct Admitted {
     pub(crate) prepared: Prepared,
     pub(crate) sampling: SamplingParams,
+    pub(crate) priority: i32,
     pub(crate) events: EventSender,
+    pub(crate) arrival: Instant,
+    /// When it was prepared.
+    pub(crate) ready: Instant,
+    /// Counts it until it has ended.
+    pub(crate) active: Held,
+    /// Counts it and its items among those in preparation.
+    pub(crate) waiting: Option<[Held; 2]>,
 }
 
 /// A request with all that its sequences share.
@@ -27,10 +38,14 @@ pub(crate) struct Running {
     prepared: Prepared,
     sampling: SamplingParams,
     events: EventSender,
-    /// Encoder rows by placeholder range, while a sequence needs them.
+    /// Encoder rows by placeholder range, while a step or the next one needs them.
     features: Vec<Option<Tensor<2>>>,
     pub(crate) sequences: Vec<Sequence>,
-    completion_tokens: usize,
+    usage: Usage,
+    arrival: Instant,
+    timing: Timing,
+    began: bool,
+    _active: Held,
 }
 
 /// One of a request's sequences.
@@ -38,10 +53,11 @@ pub(crate) struct Sequence {
     pub(crate) id: SequenceId,
     index: usize,
     generated: Vec<u32>,
-    /// Positions that have run; a preemption begins anew.
-    computed: usize,
     most: usize,
     sampler: Sampler,
+    matching: Option<Matching>,
+    /// Where blocks have names.
+    hasher: Option<PrefixHasher>,
     text: Detokenizer,
     stops: StopMatcher,
 }
@@ -60,19 +76,33 @@ pub(crate) struct Endings<'a> {
     pub(crate) eos: &'a [u32],
 }
 
+/// What became of a sequence with its newest token.
+pub(crate) enum Chosen {
+    /// It goes on; the name of the block that the token fills.
+    GoesOn(Option<BlockHash>),
+    /// It has ended.
+    Ended(FinishReason),
+}
+
 impl Running {
-    /// A request whose sequences have the ids given, each of at most `most` new tokens.
+    /// A request whose sequences have the ids given, each of at most `most` new tokens. `hasher`
+    /// stands behind the prompt.
     pub(crate) fn new(
         admitted: Admitted,
         ids: &[SequenceId],
         most: usize,
         drawn_seed: u64,
         tokenizer: &Arc<HfTokenizer>,
+        hasher: Option<PrefixHasher>,
     ) -> Self {
         let Admitted {
             prepared,
             sampling,
             events,
+            arrival,
+            ready,
+            active,
+            ..
         } = admitted;
         let sequences = ids
             .iter()
@@ -81,20 +111,28 @@ impl Running {
                 id: *id,
                 index,
                 generated: Vec::new(),
-                computed: 0,
                 most,
                 sampler: Sampler::new(&sampling, index, drawn_seed),
+                matching: prepared.guide.as_ref().map(|guide| guide.start()),
+                hasher: hasher.clone(),
                 text: Detokenizer::new(tokenizer.clone(), true),
                 stops: StopMatcher::new(&sampling.stop),
             })
             .collect();
         Self {
             features: vec![None; prepared.placeholders.len()],
+            usage: prepared.usage(),
             prepared,
             sampling,
             events,
             sequences,
-            completion_tokens: 0,
+            arrival,
+            timing: Timing {
+                prepared: ready.saturating_duration_since(arrival),
+                ..Timing::default()
+            },
+            began: false,
+            _active: active,
         }
     }
 
@@ -106,6 +144,18 @@ impl Running {
     /// Whether nobody listens any more.
     pub(crate) fn cancelled(&self) -> bool {
         self.events.is_closed()
+    }
+
+    /// Notes that a step has a part of it, which begins at a position.
+    pub(crate) fn begin(&mut self, start: usize) {
+        if !std::mem::replace(&mut self.began, true) {
+            self.timing.queued = self.since_arrival();
+            self.usage.cached_tokens = start.min(self.prompt_len());
+        }
+    }
+
+    fn since_arrival(&self) -> Duration {
+        self.arrival.elapsed()
     }
 
     /// The tokens of a sequence at some positions.
@@ -124,33 +174,42 @@ impl Running {
             .collect()
     }
 
-    /// Ranges that lie at some positions, with their rows, which are encoded where they are not
-    /// there.
+    /// The ranges that lie at some positions.
+    pub(crate) fn ranges_at(&self, positions: &Range<usize>) -> Vec<usize> {
+        let ranges = self.prepared.placeholders.iter().enumerate();
+        ranges
+            .filter(|(_, range)| {
+                let span = range.range();
+                span.start < positions.end && positions.start < span.end
+            })
+            .map(|(at, _)| at)
+            .collect()
+    }
+
+    /// A range and its item.
     ///
     /// # Errors
-    /// What the encoder answers, or a broken placeholder law: this request's error alone.
-    pub(crate) fn features_at(
-        &mut self,
-        positions: &Range<usize>,
-        executor: &Executor,
-    ) -> Result<Vec<usize>> {
-        let mut found = Vec::new();
-        for (at, range) in self.prepared.placeholders.iter().enumerate() {
-            let span = range.range();
-            if span.start >= positions.end || positions.start >= span.end {
-                continue;
-            }
-            if self.features[at].is_none() {
-                let item = self
-                    .prepared
-                    .items
-                    .get(at)
-                    .ok_or_else(|| Error::internal("a placeholder range without an item"))?;
-                self.features[at] = Some(executor.encode(item, range)?.features);
-            }
-            found.push(at);
+    /// [`Error::Internal`] when there is none.
+    pub(crate) fn item(&self, at: usize) -> Result<(&PreparedItem, &PlaceholderRange)> {
+        let item = self.prepared.items.get(at);
+        item.zip(self.prepared.placeholders.get(at))
+            .ok_or_else(|| Error::internal("a placeholder range without an item"))
+    }
+
+    /// Whether the rows of a range are there.
+    pub(crate) fn has_rows(&self, at: usize) -> bool {
+        self.features.get(at).is_some_and(Option::is_some)
+    }
+
+    /// Gives a range its rows; `encoded`: whether they were made for it, and not cached.
+    pub(crate) fn give_rows(&mut self, at: usize, rows: Tensor<2>, encoded: bool) {
+        if let Some(features) = self.features.get_mut(at) {
+            *features = Some(rows);
         }
-        Ok(found)
+        match encoded {
+            true => self.timing.encoded_items += 1,
+            false => self.timing.cached_items += 1,
+        }
     }
 
     /// Lays the rows of ranges over a part of a step.
@@ -164,70 +223,87 @@ impl Running {
 
     /// Bytes of the encoder rows that are held.
     pub(crate) fn row_bytes(&self) -> usize {
-        let held = self.features.iter().flatten();
-        held.map(|rows| rows.dims().iter().product::<usize>() * size_of::<f32>())
+        self.features
+            .iter()
+            .flatten()
+            .map(crate::cache::row_bytes)
             .sum()
     }
 
-    /// Lets go of all encoder rows: they are encoded again where they are needed.
-    pub(crate) fn let_go_of_rows(&mut self) {
-        self.features.fill(None);
-    }
-
-    /// Notes how far a sequence has run, and lets go of rows that no sequence needs any more.
-    pub(crate) fn advance(&mut self, sequence: usize, computed: usize) {
-        self.sequences[sequence].computed = computed;
-        let all = self.sequences.iter().map(|s| s.computed).min().unwrap_or(0);
+    /// Lets go of the encoder rows that end before a position: those that are needed again are cached
+    /// or encoded again.
+    pub(crate) fn let_go_of_rows(&mut self, before: usize) {
         for (range, features) in self.prepared.placeholders.iter().zip(&mut self.features) {
-            if range.offset + range.length <= all {
+            if range.range().end <= before {
                 *features = None;
             }
         }
     }
 
-    /// Chooses a sequence's next token and sends what is final. Returns whether it has ended.
+    /// Chooses a sequence's next token and sends what is final.
     ///
     /// # Errors
-    /// What the sampler answers: logits that are no numbers.
+    /// What the sampler answers: logits that are no numbers; a grammar that is too costly to follow.
     pub(crate) fn choose(
         &mut self,
         sequence: usize,
         logits: &mut [f32],
         endings: &Endings<'_>,
-    ) -> Result<bool> {
+    ) -> Result<Chosen> {
+        if self.timing.first_token.is_zero() {
+            self.timing.first_token = self.since_arrival();
+        }
         let s = &mut self.sequences[sequence];
+        let sampling = &self.sampling;
+        let is_end = |id: &u32| {
+            (endings.eos.contains(id) && !sampling.ignore_eos)
+                || sampling.stop_token_ids.contains(id)
+        };
+        let early = s.generated.len() < sampling.min_tokens;
+        let allowed = s.matching.as_mut().map(Matching::allowed).transpose()?;
+        let restrict = |logits: &mut [f32]| restrict(logits, allowed.as_ref(), early, &is_end);
+        let prompt = &self.prepared.token_ids;
         let token = s
             .sampler
-            .sample(logits, &self.prepared.token_ids, &s.generated)?;
+            .sample_within(logits, prompt, &s.generated, restrict)?;
         s.generated.push(token.id);
-        self.completion_tokens += 1;
+        self.usage.completion_tokens += 1;
         let index = s.index;
-        let sampling = &self.sampling;
-        let ends = (endings.eos.contains(&token.id) && !sampling.ignore_eos)
-            || sampling.stop_token_ids.contains(&token.id);
         let finish = |reason, text| {
             let _ = self.events.send(Ok(Event::Finished {
                 index,
                 reason,
                 text,
             }));
+            Ok(Chosen::Ended(reason))
         };
-        if ends {
-            finish(FinishReason::Stop, s.rest());
-            return Ok(true);
+        if is_end(&token.id) {
+            return finish(FinishReason::Stop, s.rest());
         }
+        let mut whole = false;
+        if let Some(matching) = &mut s.matching {
+            matching.push(token.id)?;
+            whole = matching.is_over();
+        }
+        let name = s.hasher.as_mut().and_then(|hasher| hasher.push(token.id));
         let text = s.stops.push(&s.text.push(token.id)?);
         let stopped = s.stops.stopped();
         let _ = self.events.send(Ok(Event::Token { index, token, text }));
         if stopped {
-            finish(FinishReason::Stop, String::new());
-            return Ok(true);
+            return finish(FinishReason::Stop, String::new());
+        }
+        if whole {
+            return finish(FinishReason::Stop, s.rest());
         }
         if s.generated.len() >= s.most {
-            finish(FinishReason::Length, s.rest());
-            return Ok(true);
+            return finish(FinishReason::Length, s.rest());
         }
-        Ok(false)
+        Ok(Chosen::GoesOn(name))
+    }
+
+    /// Notes that a sequence gave its blocks back.
+    pub(crate) fn note_preemption(&mut self) {
+        self.timing.preemptions += 1;
     }
 
     /// Forgets a sequence that has ended; the last one ends the request. Returns whether it was.
@@ -235,11 +311,11 @@ impl Running {
         self.sequences.retain(|s| s.id != id);
         let over = self.sequences.is_empty();
         if over {
-            let usage = Usage {
-                completion_tokens: self.completion_tokens,
-                ..self.prepared.usage()
-            };
-            let _ = self.events.send(Ok(Event::Done { usage }));
+            self.timing.finished = self.since_arrival();
+            let _ = self.events.send(Ok(Event::Done {
+                usage: self.usage.clone(),
+                timing: self.timing,
+            }));
         }
         over
     }
@@ -252,5 +328,27 @@ impl Running {
     /// The place of a sequence.
     pub(crate) fn position_of(&self, id: SequenceId) -> Option<usize> {
         self.sequences.iter().position(|s| s.id == id)
+    }
+}
+
+/// Takes out of the choice what a grammar does not have, and while it is early what ends a text,
+/// unless nothing else would be left.
+fn restrict(
+    logits: &mut [f32],
+    allowed: Option<&Allowed>,
+    early: bool,
+    is_end: &impl Fn(&u32) -> bool,
+) {
+    if let Some(allowed) = allowed {
+        allowed.restrict(logits);
+    }
+    let goes_on = |(id, logit): (usize, &f32)| *logit > f32::NEG_INFINITY && !is_end(&(id as u32));
+    if !early || !logits.iter().enumerate().any(goes_on) {
+        return;
+    }
+    for (id, logit) in logits.iter_mut().enumerate() {
+        if is_end(&(id as u32)) {
+            *logit = f32::NEG_INFINITY;
+        }
     }
 }

@@ -5,8 +5,7 @@ use crate::executor::{Executor, StepInput};
 use crate::loaded::LoadedModel;
 use crate::pipeline::{InputPipeline, Prepared};
 use crate::sampling::argmax;
-use burn::tensor::Tensor;
-use kiln_registry::{Error, Result};
+use kiln_registry::{Encoded, Error, Result};
 use std::sync::Arc;
 
 const BLOCK: usize = 16;
@@ -21,9 +20,9 @@ pub struct Stages {
 
 /// A prompt on its way.
 pub struct Staged {
-    prepared: Prepared,
-    features: Vec<Tensor<2>>,
-    tokens: Vec<u32>,
+    pub(crate) prepared: Prepared,
+    pub(crate) encoded: Vec<Encoded>,
+    pub(crate) tokens: Vec<u32>,
 }
 
 impl Staged {
@@ -67,12 +66,12 @@ impl Stages {
     /// What the model answers.
     pub fn encode(&self, prepared: Prepared) -> Result<Staged> {
         let pairs = prepared.items.iter().zip(&prepared.placeholders);
-        let features = pairs
-            .map(|(item, range)| Ok(self.executor.encode(item, range)?.features))
+        let encoded = pairs
+            .map(|(item, range)| self.executor.encode(item, range))
             .collect::<Result<_>>()?;
         Ok(Staged {
             prepared,
-            features,
+            encoded,
             tokens: vec![],
         })
     }
@@ -108,8 +107,8 @@ impl Stages {
                 overlays: vec![],
                 logit_rows: rows(end, end - start),
             };
-            for (range, features) in staged.prepared.placeholders.iter().zip(&staged.features) {
-                input.lay(range, features);
+            for (range, encoded) in staged.prepared.placeholders.iter().zip(&staged.encoded) {
+                input.lay(range, &encoded.features);
             }
             logits.extend(self.executor.run(vec![input])?.pop().unwrap_or_default());
         }
@@ -122,8 +121,18 @@ impl Stages {
     /// As [`encode`](Self::encode) and [`prefill`](Self::prefill).
     pub fn logits(&mut self, prepared: Prepared) -> Result<Vec<f32>> {
         let staged = self.encode(prepared)?;
+        self.logits_of(&staged)
+    }
+
+    /// The same of a prompt whose items are encoded.
+    pub(crate) fn logits_of(&mut self, staged: &Staged) -> Result<Vec<f32>> {
         self.ensure_fits(staged.prepared.token_ids.len(), 0)?;
-        self.prompt(&staged, |_, tokens| tokens)
+        self.prompt(staged, |_, tokens| tokens)
+    }
+
+    /// Columns of logits.
+    pub(crate) fn vocab_size(&self) -> usize {
+        self.executor.model().vocab_size()
     }
 
     /// One more token.

@@ -8,20 +8,34 @@ mod json;
 mod source;
 #[cfg(test)]
 mod tests;
+mod values;
 
 use crate::Checkpoint;
 use crate::json_file::{malformed, object};
+use crate::request::TemplateArgs;
 use crate::special_tokens::SpecialTokens;
 use jinja::{Failure, Jinja};
 use kiln_registry::{CheckpointFiles, Error, Result};
 use minijinja::Value;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use values::{bytes_of, object_of, value_of};
 
 const JINJA: &str = "chat_template.jinja";
 const LEGACY: &str = "chat_template.json";
 const TOKENIZER: &str = "tokenizer_config.json";
 const PROCESSOR: &str = "processor_config.json";
+
+/// What a caller's variables may not be called: the engine gives them, or they are none of the
+/// template's.
+const RESERVED: [&str; 6] = [
+    "messages",
+    "tools",
+    "add_generation_prompt",
+    "continue_final_message",
+    "chat_template",
+    "tokenize",
+];
 
 /// Text that no template writes by itself.
 const SENTINEL: &str = "KilnProbe7";
@@ -33,6 +47,8 @@ pub struct Message {
     pub role: String,
     /// What is said, in order.
     pub content: Vec<ContentPart>,
+    /// Further keys, such as `tool_calls`, `tool_call_id` and `name`.
+    pub extra: serde_json::Map<String, serde_json::Value>,
 }
 
 /// A piece of a message.
@@ -53,6 +69,7 @@ impl Message {
         Self {
             role: role.into(),
             content: vec![ContentPart::Text(text.into())],
+            extra: serde_json::Map::new(),
         }
     }
 
@@ -67,6 +84,7 @@ impl Message {
         Self {
             role: "user".to_owned(),
             content: media.chain([ContentPart::Text(text.into())]).collect(),
+            extra: serde_json::Map::new(),
         }
     }
 }
@@ -91,6 +109,7 @@ pub struct ChatTemplate {
     format: ContentFormat,
     /// Which modalities the template has a place for; found out when first asked.
     takes: Arc<Mutex<BTreeMap<String, bool>>>,
+    source: Arc<str>,
 }
 
 impl ChatTemplate {
@@ -122,9 +141,15 @@ impl ChatTemplate {
             special_tokens,
             format: ContentFormat::Text,
             takes: Arc::default(),
+            source: source.into(),
         };
         template.format = template.probe_format()?;
         Ok(template)
+    }
+
+    /// The template as it stands in its file.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// The literal beginning-of-sequence token that the template may write.
@@ -132,17 +157,16 @@ impl ChatTemplate {
         self.special_tokens.get("bos_token").map(String::as_str)
     }
 
-    /// The prompt's text. `add_generation_prompt`: whether it ends with the start of the
-    /// assistant's answer.
+    /// The prompt's text.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] for no messages, for a conversation that the template refuses, with
-    /// its own words, and for media that it has no place for. [`Error::Checkpoint`] for a template
-    /// that fails by itself or does too much.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        if messages.is_empty() {
+    /// its own words, for media that it has no place for, for arguments that it can't work with.
+    /// [`Error::Checkpoint`] for a template that fails by itself or does too much.
+    pub fn render(&self, messages: &[Message], args: &TemplateArgs) -> Result<String> {
+        let Some(last) = messages.last() else {
             return Err(Error::invalid("the conversation has no messages"));
-        }
+        };
         for part in messages.iter().flat_map(|message| &message.content) {
             if let ContentPart::Media { modality } = part
                 && !self.takes(modality)
@@ -153,30 +177,66 @@ impl ChatTemplate {
                 )));
             }
         }
-        self.run(messages, self.format, add_generation_prompt)
-            .map_err(|e| fault(self.file, e))
+        if let Some(name) = RESERVED.iter().find(|n| args.kwargs.contains_key(**n)) {
+            return Err(Error::invalid(format!(
+                "chat_template_kwargs: `{name}` can't be set there"
+            )));
+        }
+        if args.continue_final_message && args.add_generation_prompt {
+            return Err(Error::invalid(
+                "continue_final_message and add_generation_prompt exclude each other",
+            ));
+        }
+        let text = self.run(messages, self.format, args).map_err(|failure| {
+            let own = args.tools.is_empty()
+                && args.kwargs.is_empty()
+                && messages.iter().all(|m| m.extra.is_empty());
+            match failure {
+                // Whose fault it is can't be told: the caller brought part of the program's data.
+                Failure::Broken(_) if !own => Error::invalid(
+                    "the chat template can't work with these tools, template arguments or message \
+                     fields",
+                ),
+                failure => fault(self.file, failure),
+            }
+        })?;
+        if args.continue_final_message {
+            return cut_behind(text, last);
+        }
+        Ok(text)
     }
 
     fn run(
         &self,
         messages: &[Message],
         format: ContentFormat,
-        add_generation_prompt: bool,
+        args: &TemplateArgs,
     ) -> Result<String, Failure> {
-        let bytes = messages
-            .iter()
-            .map(|message| message.role.len() + message.content.iter().map(size).sum::<usize>())
-            .sum();
+        let given = messages.iter().map(|message| {
+            let extra: usize = message.extra.values().map(bytes_of).sum();
+            message.role.len() + extra + message.content.iter().map(size).sum::<usize>()
+        });
+        let arguments = args.tools.iter().chain(args.kwargs.values()).map(bytes_of);
+        let bytes = given.chain(arguments).sum();
         let list: Vec<Value> = messages.iter().map(|m| message_value(m, format)).collect();
         let mut variables: BTreeMap<&str, Value> = self
             .special_tokens
             .iter()
             .map(|(name, token)| (name.as_str(), Value::from(token.as_str())))
             .collect();
-        variables.insert("messages", Value::from(list));
-        variables.insert("add_generation_prompt", add_generation_prompt.into());
-        variables.insert("tools", Value::from(()));
         variables.insert("documents", Value::from(()));
+        for (name, value) in &args.kwargs {
+            variables.insert(name, value_of(value));
+        }
+        variables.insert("messages", Value::from(list));
+        let generation = args.add_generation_prompt;
+        variables.insert("add_generation_prompt", generation.into());
+        let tools: Vec<Value> = args.tools.iter().map(value_of).collect();
+        let tools = match tools.is_empty() {
+            true => Value::from(()),
+            false => tools.into(),
+        };
+        variables.insert("tools", tools);
         self.jinja
             .render(Value::from(variables), messages.len(), bytes)
     }
@@ -185,8 +245,8 @@ impl ChatTemplate {
     /// a template that wants a string fails on a list, drops it, or prints it as code.
     fn probe_format(&self) -> Result<ContentFormat> {
         let probe = [Message::text("user", SENTINEL)];
-        let text = self.run(&probe, ContentFormat::Text, true);
-        let parts = self.run(&probe, ContentFormat::Parts, true);
+        let text = self.run(&probe, ContentFormat::Text, &TemplateArgs::default());
+        let parts = self.run(&probe, ContentFormat::Parts, &TemplateArgs::default());
         let clean = |rendered: &Result<String, Failure>| {
             rendered.as_ref().is_ok_and(|text| {
                 text.contains(SENTINEL) && !text.contains("'type'") && !text.contains("\"type\"")
@@ -218,12 +278,12 @@ impl ChatTemplate {
         let without = self.run(
             &[Message::text("user", SENTINEL)],
             ContentFormat::Parts,
-            true,
+            &TemplateArgs::default(),
         );
         let with = self.run(
             &[Message::user(SENTINEL, [modality])],
             ContentFormat::Parts,
-            true,
+            &TemplateArgs::default(),
         );
         let takes = with.as_ref().is_ok_and(|text| text.contains(SENTINEL)) && with != without;
         // Modalities come from the program, not from clients, so there are few.
@@ -283,10 +343,35 @@ fn message_value(message: &Message, format: ContentFormat) -> Value {
         }
         (_, parts) => parts.iter().map(part_value).collect::<Vec<_>>().into(),
     };
-    Value::from_pairs([
-        ("role", Value::from(message.role.as_str())),
-        ("content", content),
-    ])
+    let said = [
+        ("role".to_owned(), Value::from(message.role.as_str())),
+        ("content".to_owned(), content),
+    ];
+    let extra = message.extra.iter().map(|(k, v)| (k.clone(), value_of(v)));
+    object_of(said.into_iter().chain(extra))
+}
+
+/// The prompt up to the end of the last message's text, as transformers cuts it.
+fn cut_behind(mut prompt: String, last: &Message) -> Result<String> {
+    let Some(ContentPart::Text(text)) = last.content.last() else {
+        return Err(Error::invalid(
+            "continue_final_message needs a last message that ends with text",
+        ));
+    };
+    let at = prompt.rfind(text.trim()).ok_or_else(|| {
+        Error::invalid(
+            "continue_final_message: the chat template changes the last message, so that the \
+             prompt can't end with it",
+        )
+    })?;
+    // Templates may strip the text; where this one does not, its own space at the end stays.
+    let whole = text.trim_start();
+    let end = match prompt[at..].starts_with(whole) {
+        true => at + whole.len(),
+        false => at + text.trim().len(),
+    };
+    prompt.truncate(end);
+    Ok(prompt)
 }
 
 fn part_value(part: &ContentPart) -> Value {

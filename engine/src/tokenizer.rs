@@ -52,6 +52,10 @@ impl HfTokenizer {
         .map_err(|e| Error::internal(format!("{FILE}: tokens can't be decoded: {e}")))
     }
 
+    pub(crate) fn inner(&self) -> &tokenizers::Tokenizer {
+        &self.tokenizer
+    }
+
     /// Whether [`decode`](Self::decode) takes an id into account.
     pub(crate) fn is_decoded(&self, id: u32, skip_special_tokens: bool) -> bool {
         let added = self.tokenizer.get_added_vocabulary();

@@ -1,7 +1,6 @@
 //! One prompt through a loaded model with everything kept that a comparison with the reference
-//! looks at. Not for serving: it runs alone, on a cache of its own.
+//! looks at. Not for serving: it runs alone, on a cache of its own, through [`Stages`](crate::Stages).
 
-use crate::executor::{Executor, StepInput};
 use crate::loaded::LoadedModel;
 use crate::pipeline::{ItemContent, Prepared};
 use crate::request::Request;
@@ -10,7 +9,6 @@ use kiln_registry::{Error, HostTensor, NamedTensors, PlaceholderRange, Result};
 
 /// Tokens that a step of a trace runs: bounds the logits that are held at once.
 const CHUNK: usize = 512;
-const BLOCK: usize = 16;
 /// The most positions. The reference runs beyond those that a model was made for, and so does a
 /// trace: that is where rotary scaling shows.
 const LONGEST: usize = 1 << 20;
@@ -52,43 +50,22 @@ impl LoadedModel {
             });
         }
         let eos = self.pipeline.generation.eos_token_ids().to_vec();
-        let blocks = length.div_ceil(BLOCK);
-        let mut executor = Executor::new(self.model, self.device, blocks, BLOCK);
-        let encoded = prepared
-            .items
-            .iter()
-            .zip(&prepared.placeholders)
-            .map(|(item, range)| executor.encode(item, range))
-            .collect::<Result<Vec<_>>>()?;
-
-        let mut logits = Vec::new();
-        for start in (0..prompt).step_by(CHUNK) {
-            let end = (start + CHUNK).min(prompt);
-            let mut input = part(
-                prepared.token_ids[start..end].to_vec(),
-                start,
-                prompt,
-                blocks,
-            );
-            input.logit_rows = end - start;
-            for (range, encoded) in prepared.placeholders.iter().zip(&encoded) {
-                input.lay(range, &encoded.features);
-            }
-            logits.extend(executor.run(vec![input])?.pop().unwrap_or_default());
+        let mut stages = self.stages(length, CHUNK)?;
+        let mut staged = stages.encode(prepared)?;
+        let logits = stages.logits_of(&staged)?;
+        let vocabulary = stages.vocab_size();
+        if new_tokens > 0 {
+            let last = &logits[logits.len() - vocabulary..];
+            staged.tokens.push(argmax(last) as u32);
         }
-        let vocabulary = executor.model().vocab_size();
-        let mut greedy = Vec::with_capacity(new_tokens);
-        let mut last = logits[logits.len() - vocabulary..].to_vec();
-        while greedy.len() < new_tokens {
-            let next = argmax(&last) as u32;
-            greedy.push(next);
-            if (eos.contains(&next) && !ignore_eos) || greedy.len() == new_tokens {
+        while staged.tokens.len() < new_tokens {
+            let ended = staged.tokens.last().is_some_and(|id| eos.contains(id));
+            if ended && !ignore_eos {
                 break;
             }
-            let mut input = part(vec![next], prompt + greedy.len() - 1, prompt, blocks);
-            input.logit_rows = 1;
-            last = executor.run(vec![input])?.pop().unwrap_or_default();
+            stages.decode(&mut staged)?;
         }
+        let encoded = staged.encoded;
         Ok(Trace {
             towers: encoded
                 .iter()
@@ -98,23 +75,12 @@ impl LoadedModel {
                 .into_iter()
                 .map(|e| host(e.features))
                 .collect::<Result<_>>()?,
-            mapped: mapped(&prepared),
+            mapped: mapped(&staged.prepared),
             logits: HostTensor::f32([prompt, vocabulary], logits)?,
-            greedy,
-            input_ids: prepared.token_ids,
-            placeholders: prepared.placeholders,
+            greedy: staged.tokens,
+            input_ids: staged.prepared.token_ids,
+            placeholders: staged.prepared.placeholders,
         })
-    }
-}
-
-fn part(token_ids: Vec<u32>, start: usize, prompt_len: usize, blocks: usize) -> StepInput {
-    StepInput {
-        token_ids,
-        start,
-        prompt_len,
-        blocks: (0..blocks as u32).collect(),
-        overlays: vec![],
-        logit_rows: 0,
     }
 }
 
@@ -123,7 +89,7 @@ fn mapped(prepared: &Prepared) -> Vec<NamedTensors> {
         .items
         .iter()
         .map(|item| match &item.content {
-            ItemContent::Mapped(tensors) => tensors.clone(),
+            ItemContent::Mapped(tensors) => tensors.as_ref().clone(),
             ItemContent::Embeds(rows) => NamedTensors::new().with("embeds", rows.clone()),
         })
         .collect()

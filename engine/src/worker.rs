@@ -1,30 +1,50 @@
 //! The owner thread: takes requests from a channel, runs one step after the other, answers by
 //! channels.
 
+mod encode;
+
+use crate::cache::EncoderCache;
+use crate::event::{Event, FinishReason};
 use crate::executor::{Executor, StepInput};
+use crate::options::EngineOptions;
 use crate::pipeline::InputPipeline;
-use crate::request::Event;
-use crate::sequence::{Admitted, Endings, Running};
+use crate::prefix::PrefixHasher;
+use crate::profile::MemoryProfile;
+use crate::sequence::{Admitted, Chosen, Endings, Running};
 use crate::stats::Stats;
-use crate::{Chunk, Scheduler, SequenceId, memory};
-use kiln_registry::{Error, Result};
+use crate::{Arrival, Chunk, ItemSpan, Scheduler, SequenceId, memory};
+use kiln_registry::{ContentHash, Error, Result};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use tokio::sync::mpsc::UnboundedReceiver;
 
+/// What the handle tells the thread without a request.
+#[derive(Debug, Default)]
+pub(crate) struct Shutdown {
+    /// No more requests are taken.
+    pub(crate) draining: AtomicBool,
+    /// Those that were taken end at once.
+    pub(crate) aborting: AtomicBool,
+}
+
 /// What the thread owns.
 pub(crate) struct Worker {
-    pub(crate) executor: Executor,
-    pub(crate) scheduler: Scheduler,
-    pub(crate) pipeline: Arc<InputPipeline>,
-    pub(crate) context: usize,
-    pub(crate) stats: Arc<Stats>,
-    pub(crate) inbox: UnboundedReceiver<Vec<Admitted>>,
+    executor: Executor,
+    scheduler: Scheduler,
+    pipeline: Arc<InputPipeline>,
+    profile: MemoryProfile,
+    stats: Arc<Stats>,
+    shutdown: Arc<Shutdown>,
+    inbox: UnboundedReceiver<Vec<Admitted>>,
+    /// Whether blocks have names.
+    prefix_cache: bool,
+    encoder_cache: EncoderCache,
     /// Whether the peak of each step is counted.
-    pub(crate) measure: bool,
+    measure: bool,
     requests: BTreeMap<u64, Running>,
     owner: HashMap<SequenceId, u64>,
     next: u64,
@@ -35,19 +55,22 @@ impl Worker {
         executor: Executor,
         scheduler: Scheduler,
         pipeline: Arc<InputPipeline>,
-        context: usize,
-        stats: Arc<Stats>,
+        profile: MemoryProfile,
+        options: &EngineOptions,
+        shutdown: Arc<Shutdown>,
         inbox: UnboundedReceiver<Vec<Admitted>>,
-        measure: bool,
     ) -> Self {
         Self {
             executor,
             scheduler,
+            stats: pipeline.stats.clone(),
             pipeline,
-            context,
-            stats,
+            profile,
+            shutdown,
             inbox,
-            measure,
+            prefix_cache: options.prefix_cache,
+            encoder_cache: EncoderCache::new(profile.encoder_cache_bytes),
+            measure: options.measure_steps,
             requests: BTreeMap::new(),
             owner: HashMap::new(),
             next: 0,
@@ -68,47 +91,111 @@ impl Worker {
                 self.admit_all(admitted);
             }
             self.drop_cancelled();
+            if self.shutdown.aborting.load(Relaxed) {
+                self.abort_all();
+            }
             self.step();
-            self.stats.observe(&self.scheduler);
+            self.observe();
         }
+    }
+
+    fn observe(&self) {
+        self.stats.observe(&self.scheduler);
+        let (queries, hits) = self.scheduler.prefix_lookups();
+        self.stats.prefix_cache_queries.store(queries, Relaxed);
+        self.stats.prefix_cache_hits.store(hits, Relaxed);
+        let held = self.encoder_cache.held() as u64;
+        self.stats.encoder_cache_bytes.store(held, Relaxed);
     }
 
     fn admit_all(&mut self, admitted: Vec<Admitted>) {
         for admitted in admitted {
             self.admit(admitted);
         }
+        // What left the preparation is among those that wait before anyone counts again.
+        self.stats.observe(&self.scheduler);
     }
 
-    fn admit(&mut self, admitted: Admitted) {
-        self.stats.preparing.fetch_sub(1, Relaxed);
-        let (prompt, asked) = (
-            admitted.prepared.token_ids.len(),
-            admitted.sampling.max_tokens,
-        );
-        let most = asked.unwrap_or(self.context.saturating_sub(prompt)).max(1);
+    fn admit(&mut self, mut admitted: Admitted) {
+        let prepared = &admitted.prepared;
+        let (prompt, asked) = (prepared.token_ids.len(), admitted.sampling.max_tokens);
+        let room = self.profile.max_model_len.saturating_sub(prompt);
+        let most = asked.unwrap_or(room).max(1);
+        let (names, hasher) = match self.prefix_cache {
+            false => (vec![], None),
+            true => {
+                let (names, hasher) = PrefixHasher::of_prompt(
+                    self.profile.block_size,
+                    self.executor.model().prefix_domain(prompt),
+                    &prepared.token_ids,
+                    &prepared.placeholders,
+                    &prepared.items,
+                );
+                (names, Some(hasher))
+            }
+        };
+        let ranges = prepared.placeholders.iter().zip(&prepared.items);
+        let items: Arc<[ItemSpan]> = ranges
+            .map(|(range, item)| ItemSpan {
+                range: range.range(),
+                rows: range.rows(),
+                content: item.hash,
+            })
+            .collect();
         let mut ids = Vec::with_capacity(admitted.sampling.n);
         for _ in 0..admitted.sampling.n {
-            match self.scheduler.add(prompt, most) {
+            let arrival = Arrival {
+                prompt,
+                new: most,
+                priority: admitted.priority,
+                names: names.clone(),
+                items: items.clone(),
+            };
+            match self.scheduler.add(arrival) {
                 Ok(id) => ids.push(id),
                 Err(error) => {
                     for id in ids {
                         self.scheduler.remove(id);
                     }
+                    self.count_refused(&error);
                     let _ = admitted.events.send(Err(error));
                     return;
                 }
             }
         }
         let usage = admitted.prepared.usage();
+        self.stats
+            .prompt_tokens
+            .fetch_add(usage.prompt_tokens as u64, Relaxed);
         let _ = admitted.events.send(Ok(Event::Accepted { usage }));
         let key = self.next;
         self.next += 1;
         self.owner.extend(ids.iter().map(|id| (*id, key)));
+        self.stats.observe(&self.scheduler);
+        drop(admitted.waiting.take());
         // The standard library's hasher keys are random: one draw where the request names no seed.
         let drawn = RandomState::new().build_hasher().finish();
         let tokenizer = self.pipeline.tokenizer();
-        let running = Running::new(admitted, &ids, most, drawn, tokenizer);
+        let running = Running::new(admitted, &ids, most, drawn, tokenizer, hasher);
         self.requests.insert(key, running);
+    }
+
+    fn count_refused(&self, error: &Error) {
+        let counter = match error {
+            Error::Overloaded(_) => &self.stats.rejected_queue,
+            _ => &self.stats.rejected_invalid,
+        };
+        counter.fetch_add(1, Relaxed);
+    }
+
+    fn abort_all(&mut self) {
+        let keys: Vec<u64> = self.requests.keys().copied().collect();
+        for key in keys {
+            self.stats.cancelled.fetch_add(1, Relaxed);
+            if let Some(running) = self.drop_request(key) {
+                running.fail(Error::ShuttingDown);
+            }
+        }
     }
 
     fn drop_cancelled(&mut self) {
@@ -135,18 +222,33 @@ impl Worker {
 
     fn fail(&mut self, key: u64, error: Error) {
         self.stats.failed.fetch_add(1, Relaxed);
-        if let Some(running) = self.drop_request(key) {
+        if let Some(running) = self.requests.remove(&key) {
+            for sequence in &running.sequences {
+                // What it computed may be at fault: nobody else is to take it.
+                self.scheduler.discard(sequence.id);
+                self.owner.remove(&sequence.id);
+            }
             running.fail(error);
         }
     }
 
     fn step(&mut self) {
-        let chunks = self.scheduler.schedule();
+        let (requests, owner, cache) = (&self.requests, &self.owner, &self.encoder_cache);
+        let encoded = |id: SequenceId, at: usize, item: &ContentHash| {
+            let running = owner.get(&id).and_then(|key| requests.get(key));
+            running.is_some_and(|r| r.has_rows(at)) || cache.contains(item)
+        };
+        let chunks = self.scheduler.schedule(&encoded);
+        for id in self.scheduler.take_preempted() {
+            let key = self.owner.get(&id);
+            if let Some(running) = key.and_then(|key| self.requests.get_mut(key)) {
+                running.note_preemption();
+            }
+        }
         if chunks.is_empty() {
             return;
         }
         self.stats.steps.fetch_add(1, Relaxed);
-        self.let_go_of_rows(&chunks);
         // A panic in a kernel or a model crate must not take the process along.
         match catch_unwind(AssertUnwindSafe(|| self.measured(&chunks))) {
             Ok(Ok((ran, logits))) => {
@@ -163,6 +265,7 @@ impl Worker {
                 self.fail_all(&Error::internal(format!("the step failed: {what}")));
             }
         }
+        self.let_go_of_rows();
     }
 
     /// Everything that holds blocks has lost its cache; what waits has not.
@@ -175,19 +278,20 @@ impl Worker {
         for key in keys {
             self.fail(key, error.clone());
         }
+        self.scheduler.forget_cached();
         self.executor.reset();
     }
 
-    /// Only requests of this step hold encoder rows: what waits, preempted in the midst of an item,
-    /// encodes it again. So the rows that are held have a bound, and the profile can count it.
-    fn let_go_of_rows(&mut self, chunks: &[Chunk]) {
-        let here: BTreeSet<u64> = chunks
-            .iter()
-            .filter_map(|chunk| self.owner.get(&chunk.id).copied())
-            .collect();
+    /// Only the request that is in the midst of its prompt holds encoder rows between steps, those
+    /// that are still ahead of it; all others are the cache's. So the rows that are held have a
+    /// bound, and the profile can count it.
+    fn let_go_of_rows(&mut self) {
+        let partial = self.scheduler.partial();
+        let partial = partial.and_then(|(id, at)| Some((*self.owner.get(&id)?, at)));
         for (key, running) in &mut self.requests {
-            if !here.contains(key) {
-                running.let_go_of_rows();
+            match partial {
+                Some((partial, computed)) if partial == *key => running.let_go_of_rows(computed),
+                _ => running.let_go_of_rows(usize::MAX),
             }
         }
     }
@@ -208,42 +312,29 @@ impl Worker {
     /// Runs the chunks of requests whose items encode; the others fail alone. Returns which chunks
     /// ran, with their logits.
     fn compute(&mut self, chunks: &[Chunk]) -> Result<(Vec<usize>, Vec<Vec<f32>>)> {
+        self.encode_items(chunks);
         let mut ran = Vec::with_capacity(chunks.len());
         let mut inputs = Vec::with_capacity(chunks.len());
         for (at, chunk) in chunks.iter().enumerate() {
-            let Some((key, running)) = self
-                .owner
-                .get(&chunk.id)
-                .and_then(|key| Some((*key, self.requests.get_mut(key)?)))
-            else {
+            let key = self.owner.get(&chunk.id);
+            let Some(running) = key.and_then(|key| self.requests.get_mut(key)) else {
                 continue; // Its request failed a moment ago.
             };
+            running.begin(chunk.start);
             let positions = chunk.start..chunk.start + chunk.len;
-            match running.features_at(&positions, &self.executor) {
-                Ok(ranges) => {
-                    let sequence = running.position_of(chunk.id).unwrap_or(0);
-                    let mut input = StepInput {
-                        token_ids: running.tokens(sequence, &positions),
-                        start: chunk.start,
-                        prompt_len: running.prompt_len(),
-                        blocks: chunk.blocks.clone(),
-                        overlays: vec![],
-                        logit_rows: usize::from(chunk.samples),
-                    };
-                    running.lay(&ranges, &mut input);
-                    inputs.push(input);
-                    ran.push(at);
-                }
-                Err(error) => self.fail(key, error),
-            }
+            let sequence = running.position_of(chunk.id).unwrap_or(0);
+            let mut input = StepInput {
+                token_ids: running.tokens(sequence, &positions),
+                start: chunk.start,
+                prompt_len: running.prompt_len(),
+                blocks: chunk.blocks.clone(),
+                overlays: vec![],
+                logit_rows: usize::from(chunk.samples),
+            };
+            running.lay(&running.ranges_at(&positions), &mut input);
+            inputs.push(input);
+            ran.push(at);
         }
-        // A request with several sequences may have failed behind one of its own chunks.
-        let alive = |at: &usize| self.owner.contains_key(&chunks[*at].id);
-        let (ran, inputs): (Vec<_>, Vec<_>) = ran
-            .into_iter()
-            .zip(inputs)
-            .filter(|(at, _)| alive(at))
-            .unzip();
         if inputs.is_empty() {
             return Ok((ran, vec![]));
         }
@@ -254,6 +345,9 @@ impl Worker {
     fn settle(&mut self, ran: &[Chunk], logits: Vec<Vec<f32>>) {
         self.scheduler.advance(ran);
         for (chunk, mut logits) in ran.iter().zip(logits) {
+            if !chunk.samples {
+                continue;
+            }
             let Some(key) = self.owner.get(&chunk.id).copied() else {
                 continue;
             };
@@ -263,21 +357,29 @@ impl Worker {
             let Some(sequence) = running.position_of(chunk.id) else {
                 continue;
             };
-            running.advance(sequence, chunk.start + chunk.len);
-            if !chunk.samples {
-                continue;
-            }
             let endings = Endings {
                 eos: self.pipeline.generation.eos_token_ids(),
             };
-            self.stats.tokens.fetch_add(1, Relaxed);
-            match running.choose(sequence, &mut logits, &endings) {
-                Ok(false) => {
-                    if let Err(error) = self.scheduler.append(chunk.id) {
+            // A grammar's state machine is another's code.
+            let chosen = catch_unwind(AssertUnwindSafe(|| {
+                running.choose(sequence, &mut logits, &endings)
+            }));
+            let chosen =
+                chosen.unwrap_or_else(|_| Err(Error::internal("choosing the next token failed")));
+            match chosen {
+                Ok(Chosen::GoesOn(name)) => {
+                    self.stats.generation_tokens.fetch_add(1, Relaxed);
+                    if let Err(error) = self.scheduler.append(chunk.id, name) {
                         self.fail(key, error);
                     }
                 }
-                Ok(true) => {
+                Ok(Chosen::Ended(reason)) => {
+                    self.stats.generation_tokens.fetch_add(1, Relaxed);
+                    let counter = match reason {
+                        FinishReason::Stop => &self.stats.finished_stop,
+                        FinishReason::Length => &self.stats.finished_length,
+                    };
+                    counter.fetch_add(1, Relaxed);
                     self.scheduler.remove(chunk.id);
                     self.owner.remove(&chunk.id);
                     if running.remove(chunk.id) {

@@ -42,9 +42,13 @@ pub enum Error {
         context: usize,
     },
 
-    /// The engine can't take more work now (HTTP 429 or 503).
+    /// The engine can't take more work now; the same request may succeed later (HTTP 429).
     #[error("{0}")]
     Overloaded(String),
+
+    /// The engine takes no more requests, or was told to give up those it had (HTTP 503).
+    #[error("the server is shutting down")]
+    ShuttingDown,
 
     /// A valid request or configuration that this build does not support.
     #[error("not supported: {0}")]
@@ -118,6 +122,28 @@ impl Error {
     /// A fault of Kiln itself.
     pub fn internal(message: impl fmt::Display) -> Self {
         Self::Internal(message.to_string())
+    }
+
+    /// A word for the kind of error, under the names of OpenAI's API where it has one.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::InvalidInput(_) => "invalid_value",
+            Self::TooManyItems { .. } => "too_many_items",
+            Self::ContextLength { .. } => "context_length_exceeded",
+            Self::Overloaded(_) => "rate_limit_exceeded",
+            Self::ShuttingDown => "shutting_down",
+            Self::Unsupported(_) => "unsupported_value",
+            Self::Checkpoint { .. }
+            | Self::Tensor { .. }
+            | Self::Registration(_)
+            | Self::PlaceholderLaw { .. }
+            | Self::Internal(_) => "internal_error",
+        }
+    }
+
+    /// Whether the same request may succeed unchanged, later or elsewhere.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Overloaded(_) | Self::ShuttingDown)
     }
 
     /// Whether the caller's input is at fault, and another request may succeed unchanged.

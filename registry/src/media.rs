@@ -2,7 +2,7 @@
 
 use crate::{HostData, HostTensor, NamedTensors, Result};
 use std::fmt;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// blake3 over type, shape and elements: equal exactly for equal media. Same bytes under another
 /// shape or type have another hash.
@@ -40,6 +40,16 @@ impl ContentHash {
                     field(&v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>());
                 }
             }
+        }
+        Self(*hasher.finalize().as_bytes())
+    }
+
+    /// The hash of a list of byte strings: another list has another hash, however it is cut.
+    pub fn of_fields(fields: &[&[u8]]) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        for field in fields {
+            hasher.update(&(field.len() as u64).to_le_bytes());
+            hasher.update(field);
         }
         Self(*hasher.finalize().as_bytes())
     }
@@ -82,11 +92,12 @@ pub enum MediaKind {
 /// The content is named host tensors, so that the core knows no modality: an image is
 /// [`MediaItem::CONTENT`] as `u8 [height, width, 3]`, embeddings are [`MediaItem::CONTENT`] as
 /// `f32 [tokens, hidden]`.
+/// Cheap to clone: copies share the content.
 #[derive(Debug, Clone)]
 pub struct MediaItem {
     modality: String,
     kind: MediaKind,
-    content: NamedTensors,
+    content: Arc<NamedTensors>,
     /// Made when it is first asked for: an item whose size alone matters is never read.
     hash: OnceLock<ContentHash>,
 }
@@ -126,7 +137,7 @@ impl MediaItem {
         Self {
             modality,
             kind,
-            content,
+            content: Arc::new(content),
             hash: OnceLock::new(),
         }
     }
@@ -187,5 +198,8 @@ mod tests {
         );
         assert_ne!(raw.hash(), MediaItem::raw("video", tensor).hash());
         assert_ne!(raw.hash(), raw.hash().and(b"size=336"));
+        let fields = |fields: &[&[u8]]| ContentHash::of_fields(fields);
+        assert_ne!(fields(&[b"ab", b"c"]), fields(&[b"a", b"bc"]));
+        assert_ne!(fields(&[b"ab"]), fields(&[b"ab", b""]));
     }
 }

@@ -138,6 +138,14 @@ pub trait MultiModalModel: Send {
     /// Positions that the model was made for: the longest context unless the caller asks for less.
     fn max_position_embeddings(&self) -> usize;
 
+    /// What keys and values of a prompt hang on beside the tokens and items at or before them. Two
+    /// prompts share cached blocks only where this is equal. A model whose rotary frequencies go by
+    /// the prompt's length gives a number for each length that changes them.
+    fn prefix_domain(&self, prompt_len: usize) -> u64 {
+        let _ = prompt_len;
+        0
+    }
+
     /// Bytes of all weights on the device.
     fn weight_bytes(&self) -> usize;
 

@@ -27,7 +27,8 @@ const FILES: EmbeddedFiles = embed![
     "chat_template.jinja",
 ];
 
-const PICTURE: &[u8] = include_bytes!("../../assets/sample.png");
+/// The picture as bytes.
+pub(crate) const PICTURE: &[u8] = include_bytes!("../../assets/sample.png");
 
 /// The model.
 pub(crate) fn checkpoint() -> Checkpoint {

@@ -1,8 +1,11 @@
 //! The command line: every flag with what it does. Flags carry the names that vLLM and OpenAI's API
 //! use.
 
+use crate::batch::BatchArgs;
+use crate::chat::ChatArgs;
+use crate::serve::{ServeArgs, config_file};
 use anyhow::{Context, Result, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use kiln_engine::{CacheOptions, EngineOptions, ModelOptions, SamplingParams, open_device};
 use kiln_registry::{MediaCounts, Quantization, WeightDType};
 use std::path::PathBuf;
@@ -12,9 +15,12 @@ Examples:
   kiln run                                       the built-in model about the built-in picture
   kiln run builtin --image p.png 'How many circles are there?'
   kiln run ./llava-1.5-7b --image cat.jpg 'What is this?'
+  kiln run llava-hf/llava-1.5-7b-hf --image cat.jpg 'What is this?'
   kiln run ./llava-1.5-7b --image a.jpg --image b.png --limit-mm-per-prompt image=2 'Compare.'
   kiln inspect ./llava-v1.6 --image wide.jpg --out sheet.png
   kiln bench ./llava-1.5-7b --image cat.jpg --concurrency 1,8
+  kiln chat ./llava-1.5-7b                       then /image cat.jpg, and questions
+  kiln serve                                     the built-in model on http://127.0.0.1:8000
   kiln models
 
 Exit codes: 0 done, 1 failed, 2 the command line or the input can't be served as given.";
@@ -26,6 +32,10 @@ pub(crate) struct Cli {
     /// Threads that compute [default: one a core].
     #[arg(long, global = true, env = "KILN_THREADS", value_name = "N")]
     pub(crate) threads: Option<usize>,
+    /// Fetch nothing from the Hugging Face Hub: what is in its cache, or an error. HF_HUB_OFFLINE=1
+    /// says the same.
+    #[arg(long, global = true)]
+    pub(crate) offline: bool,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -37,6 +47,8 @@ pub(crate) enum Command {
     /// Without arguments the built-in model describes the built-in picture. Greedy unless a
     /// temperature is given.
     Run(Box<RunArgs>),
+    /// Talk with a model, or with a running server, in the terminal.
+    Chat(Box<ChatArgs>),
     /// List what is linked into this binary.
     Models(ModelsArgs),
     /// Draw what a model sees of pictures, and say it in words.
@@ -55,6 +67,31 @@ pub(crate) enum Command {
     /// machine's limit, measured in the same run, that it reaches; then whole requests at once.
     /// Times are medians behind a run that warms up. Close other programs.
     Bench(BenchArgs),
+    /// Serve a model over HTTP, as OpenAI's API does.
+    ///
+    /// Every option can also stand in the environment (KILN_PORT, ...) or in a file (--config).
+    Serve(Box<ServeArgs>),
+    /// Answer a file of requests in OpenAI's batch format.
+    ///
+    /// A run that was ended in the midst goes on where it stopped. What fails is an answer as well:
+    /// the exit code is 0 when every line has one.
+    Batch(Box<BatchArgs>),
+}
+
+/// The command line, with what a configuration file adds.
+///
+/// # Errors
+/// For a file that can't be followed. A command line that can't be ends the process, as clap does.
+pub(crate) fn parse() -> Result<Cli> {
+    let cli = Cli::parse();
+    let Command::Serve(args) = &cli.command else {
+        return Ok(cli);
+    };
+    let Some(file) = &args.config else {
+        return Ok(cli);
+    };
+    let command = config_file::with_defaults_of(Cli::command(), file)?;
+    Ok(Cli::from_arg_matches(&command.get_matches())?)
 }
 
 /// Which checkpoint, and how it is loaded.
@@ -62,22 +99,27 @@ pub(crate) enum Command {
 #[command(next_help_heading = "Loading")]
 pub(crate) struct LoadArgs {
     /// Type of weights: auto (as stored), f32, bf16 or f16.
-    #[arg(long, default_value = "auto", value_name = "TYPE")]
+    #[arg(long, default_value = "auto", value_name = "TYPE", env = "KILN_DTYPE")]
     pub(crate) dtype: String,
     /// Narrow the weights of linear layers as they are loaded: q8 or q4.
-    #[arg(long, value_name = "BITS")]
+    #[arg(long, value_name = "BITS", env = "KILN_QUANTIZE")]
     pub(crate) quantize: Option<String>,
     /// Where to run: cpu, cuda or cuda:N.
-    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    #[arg(
+        long,
+        default_value = "cpu",
+        value_name = "DEVICE",
+        env = "KILN_DEVICE"
+    )]
     pub(crate) device: String,
     /// Items per prompt, as in image=4,video=0 [default: 1 image].
-    #[arg(long, value_name = "LIMITS", value_parser = parse_limits)]
+    #[arg(long, value_name = "LIMITS", value_parser = parse_limits, env = "KILN_LIMIT_MM_PER_PROMPT")]
     pub(crate) limit_mm_per_prompt: Option<MediaCounts>,
     /// Tokens of one sequence [default: as many as the model was made for].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", env = "KILN_MAX_MODEL_LEN")]
     pub(crate) max_model_len: Option<usize>,
     /// JSON object laid over the processor's configuration.
-    #[arg(long, value_name = "JSON")]
+    #[arg(long, value_name = "JSON", env = "KILN_MM_PROCESSOR_KWARGS")]
     pub(crate) mm_processor_kwargs: Option<String>,
 }
 
@@ -87,22 +129,23 @@ pub(crate) struct LoadArgs {
 pub(crate) struct CacheArgs {
     /// Bytes for weights, activations and KV cache together, as in 4GiB [default: half of what is
     /// free].
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, env = "KILN_MEMORY")]
     pub(crate) memory: Option<usize>,
     /// KV blocks; given, nothing is measured at start-up.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", env = "KILN_KV_BLOCKS")]
     pub(crate) kv_blocks: Option<usize>,
     /// Tokens that one step may run.
-    #[arg(long, value_name = "N", default_value_t = CacheOptions::default().max_batched_tokens)]
+    #[arg(long, value_name = "N", default_value_t = CacheOptions::default().max_batched_tokens, env = "KILN_MAX_BATCHED_TOKENS")]
     pub(crate) max_batched_tokens: usize,
     /// Sequences that may run at a time.
-    #[arg(long, value_name = "N", default_value_t = CacheOptions::default().max_num_seqs)]
+    #[arg(long, value_name = "N", default_value_t = CacheOptions::default().max_num_seqs, env = "KILN_MAX_NUM_SEQS")]
     pub(crate) max_num_seqs: usize,
 }
 
 #[derive(Args)]
 pub(crate) struct RunArgs {
-    /// Folder of a Hugging Face checkpoint, or `builtin`.
+    /// Folder of a checkpoint, a repository of the Hugging Face Hub (org/name, org/name@revision), or
+    /// `builtin`.
     pub(crate) model_dir: Option<PathBuf>,
     /// The question.
     pub(crate) prompt: Option<String>,
@@ -218,7 +261,8 @@ pub(crate) struct ModelsArgs {
 
 #[derive(Args)]
 pub(crate) struct InspectArgs {
-    /// Folder of a Hugging Face checkpoint, or `builtin`.
+    /// Folder of a checkpoint, a repository of the Hugging Face Hub (org/name, org/name@revision), or
+    /// `builtin`.
     pub(crate) model_dir: PathBuf,
     /// A picture file; may be repeated.
     #[arg(long, value_name = "FILE", required = true)]
@@ -232,7 +276,8 @@ pub(crate) struct InspectArgs {
 
 #[derive(Args)]
 pub(crate) struct ProfileArgs {
-    /// Folder of a Hugging Face checkpoint, or `builtin`.
+    /// Folder of a checkpoint, a repository of the Hugging Face Hub (org/name, org/name@revision), or
+    /// `builtin`.
     pub(crate) model_dir: PathBuf,
     /// As JSON, for programs.
     #[arg(long)]
@@ -245,7 +290,8 @@ pub(crate) struct ProfileArgs {
 
 #[derive(Args)]
 pub(crate) struct TraceArgs {
-    /// Folder of a Hugging Face checkpoint, or `builtin`.
+    /// Folder of a checkpoint, a repository of the Hugging Face Hub (org/name, org/name@revision), or
+    /// `builtin`.
     pub(crate) model_dir: PathBuf,
     /// A picture file, in the order of the prompt; may be repeated.
     #[arg(long, value_name = "FILE")]
@@ -271,7 +317,8 @@ pub(crate) struct TraceArgs {
 
 #[derive(Args)]
 pub(crate) struct BenchArgs {
-    /// Folder of a Hugging Face checkpoint, or `builtin`.
+    /// Folder of a checkpoint, a repository of the Hugging Face Hub (org/name, org/name@revision), or
+    /// `builtin`.
     pub(crate) model_dir: PathBuf,
     /// A picture file; may be repeated [default: the built-in one, where the model takes pictures].
     #[arg(long, value_name = "FILE")]
@@ -386,6 +433,7 @@ impl SamplingArgs {
             stop: self.stop.clone(),
             stop_token_ids: self.stop_token_id.clone(),
             ignore_eos: self.ignore_eos,
+            ..SamplingParams::default()
         }
     }
 }
@@ -422,7 +470,7 @@ fn parse_bias(text: &str) -> Result<(u32, f32)> {
 }
 
 /// `4GiB`, `512M`, `1.5g`, or bytes. Units are binary.
-fn parse_size(text: &str) -> Result<usize> {
+pub(crate) fn parse_size(text: &str) -> Result<usize> {
     let lower = text.trim().to_ascii_lowercase();
     let digits = lower
         .find(|c: char| !c.is_ascii_digit() && c != '.')

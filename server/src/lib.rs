@@ -12,33 +12,51 @@
 //! }
 //! ```
 
+mod batch;
 mod bench;
 mod builtin;
+mod chat;
+pub mod check;
 mod cli;
 mod commands;
+mod fetch;
+mod hub;
 mod inspect;
 mod linked;
 mod load;
+mod metrics;
+mod openai;
+mod page;
+mod serve;
 
-use clap::Parser;
-use cli::{Cli, Command};
+use cli::Command;
 use std::process::ExitCode;
 
 /// Runs the command that the process's arguments name. Exit codes: 0; 1 for a failure; 2 for what
 /// the caller can mend.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match cli::parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            eprintln!("kiln: {error:#}");
+            return ExitCode::from(2);
+        }
+    };
     if let Err(error) = set_threads(cli.threads) {
         eprintln!("kiln: {error:#}");
         return ExitCode::from(2);
     }
+    hub::set_offline(cli.offline);
     let result = match &cli.command {
         Command::Run(args) => commands::run(args),
+        Command::Chat(args) => chat::chat(args),
         Command::Models(args) => commands::models(args),
         Command::Inspect(args) => commands::inspect(args),
         Command::Profile(args) => commands::profile(args),
         Command::Trace(args) => commands::trace(args),
         Command::Bench(args) => commands::bench(args),
+        Command::Batch(args) => batch::batch(args),
+        Command::Serve(args) => serve::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

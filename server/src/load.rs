@@ -2,6 +2,7 @@
 
 use crate::builtin;
 use crate::cli::MediaArgs;
+use crate::hub::{self, ModelId};
 use crate::linked;
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -12,12 +13,22 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The checkpoint of a folder, or the built-in one.
-pub(crate) fn checkpoint(model_dir: &Path) -> Result<Checkpoint> {
-    if model_dir.as_os_str() == builtin::NAME {
+/// The checkpoint of a folder, the built-in one, or, where there is no such folder, one of the
+/// Hugging Face Hub.
+pub(crate) fn checkpoint(model: &Path) -> Result<Checkpoint> {
+    if model.as_os_str() == builtin::NAME {
         return Ok(builtin::checkpoint());
     }
-    Ok(Checkpoint::open(model_dir)?)
+    match on_the_hub(model) {
+        Some(id) => Ok(Checkpoint::open(hub::folder(&id)?)?),
+        None => Ok(Checkpoint::open(model)?),
+    }
+}
+
+/// The model of the hub that is meant, where there is no folder of this name.
+pub(crate) fn on_the_hub(model: &Path) -> Option<ModelId> {
+    let may_be = !model.exists() && model.as_os_str() != builtin::NAME;
+    ModelId::parse(model.to_str().filter(|_| may_be)?)
 }
 
 /// How long a load may take before a bar is drawn.

@@ -6,6 +6,8 @@ mod check;
 mod generate;
 mod linked;
 mod new_model;
+mod page_test;
+mod soak;
 mod trace_parity;
 
 use anyhow::{Context, Result, bail};
@@ -56,6 +58,10 @@ enum Task {
     Quality(Rest),
     /// Measure Kiln and the rivals that are installed in turn, and write docs/benchmarks.md.
     Bench(bench::Args),
+    /// Try the web page in headless Chromium (needs Node and Chromium).
+    PageTest(page_test::Args),
+    /// Keep the server under good, bad, slow and fickle clients, and look at what comes of it.
+    Soak(soak::Args),
     /// Measure the exported built-in model with transformers (needs Python).
     EvalDemo(Rest),
 }
@@ -104,6 +110,8 @@ fn main() -> Result<()> {
         Task::Quality(rest) => program("kiln-quality", rest),
         Task::EvalDemo(rest) => script("eval_demo.py", rest, &[]),
         Task::Bench(args) => return bench::run(&cli.python, args),
+        Task::PageTest(args) => return page_test::run(root, args),
+        Task::Soak(args) => return soak::run(root, args),
         Task::TraceParity(args) => return trace_parity::run(&cli.python, args),
     };
     // The reference must answer from the checkpoints given, never from the network.

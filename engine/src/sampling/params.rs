@@ -1,8 +1,11 @@
 //! Sampling parameters, under the names that OpenAI's API and vLLM use, and what is refused.
 
+use super::Grammar;
 use kiln_registry::{Error, Result};
 use std::collections::BTreeMap;
 
+/// The most tokens beside each chosen one whose probabilities may be asked for.
+const MAX_LOGPROBS: usize = 20;
 /// The most sequences that one request may ask for.
 const MAX_N: usize = 64;
 
@@ -31,12 +34,19 @@ pub struct SamplingParams {
     pub n: usize,
     /// New tokens of a sequence; `None`: as many as the context holds.
     pub max_tokens: Option<usize>,
+    /// New tokens before which neither the model's end-of-sequence tokens nor `stop_token_ids` are
+    /// chosen.
+    pub min_tokens: usize,
     /// Text that ends a sequence, and is not sent.
     pub stop: Vec<String>,
     /// Tokens that end a sequence, beside the model's own.
     pub stop_token_ids: Vec<u32>,
     /// Go on past the model's end-of-sequence token.
     pub ignore_eos: bool,
+    /// With each token, the so many most likely ones; `None` and 0: the chosen one alone.
+    pub logprobs: Option<usize>,
+    /// What the text must be.
+    pub guide: Option<Grammar>,
 }
 
 impl Default for SamplingParams {
@@ -53,9 +63,12 @@ impl Default for SamplingParams {
             seed: None,
             n: 1,
             max_tokens: None,
+            min_tokens: 0,
             stop: Vec::new(),
             stop_token_ids: Vec::new(),
             ignore_eos: false,
+            logprobs: None,
+            guide: None,
         }
     }
 }
@@ -103,6 +116,18 @@ impl SamplingParams {
             return Err(Error::invalid(
                 "max_tokens is 0; ask for at least one token",
             ));
+        }
+        if self.max_tokens.is_some_and(|most| self.min_tokens > most) {
+            return Err(Error::invalid(format!(
+                "min_tokens is {}; it lies between 0 and max_tokens",
+                self.min_tokens
+            )));
+        }
+        if self.logprobs.is_some_and(|n| n > MAX_LOGPROBS) {
+            return Err(Error::invalid(format!(
+                "logprobs are asked for {} tokens; at most {MAX_LOGPROBS}",
+                self.logprobs.unwrap_or(0)
+            )));
         }
         if self.stop.iter().any(String::is_empty) {
             return Err(Error::invalid("a stop string is empty"));

@@ -7,12 +7,14 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use std::collections::BTreeMap;
 
 /// A chosen token.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct SampledToken {
     /// Its id.
     pub id: u32,
     /// The logarithm of its probability under the model's own logits, before any processing.
     pub logprob: f32,
+    /// The most likely tokens with theirs, most likely first; as many as were asked for.
+    pub top_logprobs: Vec<(u32, f32)>,
 }
 
 /// Chooses the tokens of one sequence.
@@ -45,6 +47,21 @@ impl Sampler {
         prompt: &[u32],
         generated: &[u32],
     ) -> Result<SampledToken> {
+        self.sample_within(logits, prompt, generated, |_| {})
+    }
+
+    /// The same among the tokens whose logits `restrict` leaves finite; it sees them after penalties
+    /// and bias.
+    ///
+    /// # Errors
+    /// As [`sample`](Self::sample), and when no token is left.
+    pub(crate) fn sample_within(
+        &mut self,
+        logits: &mut [f32],
+        prompt: &[u32],
+        generated: &[u32],
+        restrict: impl FnOnce(&mut [f32]),
+    ) -> Result<SampledToken> {
         if logits.iter().any(|logit| logit.is_nan()) {
             return Err(Error::internal("the model's logits hold NaN"));
         }
@@ -57,8 +74,13 @@ impl Sampler {
                 *logit += bias;
             }
         }
+        restrict(logits);
         let id = if self.params.temperature == 0.0 {
-            argmax(logits)
+            let id = argmax(logits);
+            if logits[id] == f32::NEG_INFINITY {
+                return Err(Error::internal("no token is left to choose"));
+            }
+            id
         } else {
             self.draw(logits)?
         };
@@ -66,6 +88,9 @@ impl Sampler {
         Ok(SampledToken {
             id: id as u32,
             logprob,
+            top_logprobs: most_likely(&before, self.params.logprobs.unwrap_or(0))
+                .map(|id| (id as u32, original(before[id])))
+                .collect(),
         })
     }
 
@@ -159,6 +184,21 @@ pub(crate) fn argmax(logits: &[f32]) -> usize {
     best
 }
 
+/// The so many largest, largest first; ties go to the lowest id.
+fn most_likely(logits: &[f32], count: usize) -> impl Iterator<Item = usize> {
+    let mut ids: Vec<usize> = (0..logits.len()).collect();
+    let order = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
+    let count = count.min(ids.len());
+    if count == 0 {
+        ids.clear();
+    } else {
+        ids.select_nth_unstable_by(count - 1, order);
+        ids.truncate(count);
+        ids.sort_unstable_by(order);
+    }
+    ids.into_iter()
+}
+
 /// The largest logit, and the logarithm of the sum of exponentials relative to it.
 fn log_sum_exp(logits: &[f32]) -> Result<(f32, f32)> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -199,6 +239,46 @@ mod tests {
         assert_eq!(token.id, 1);
         let probability = 2f32.exp() / (1.0 + 2.0 * 2f32.exp());
         assert!((token.logprob - probability.ln()).abs() < 1e-6);
+    }
+
+    #[test]
+    fn the_most_likely_come_along_before_processing() {
+        let params = SamplingParams {
+            logprobs: Some(2),
+            logit_bias: [(0, 50.0)].into(),
+            ..SamplingParams::default()
+        };
+        let mut sampler = Sampler::new(&params, 0, 0);
+        let token = sampler.sample(&mut [0.0, 2.0, 3.0, 2.0], &[], &[]).unwrap();
+        assert_eq!(token.id, 0);
+        let ids: Vec<u32> = token.top_logprobs.iter().map(|(id, _)| *id).collect();
+        assert_eq!(ids, [2, 1]);
+        let sum = 1.0 + 2.0 * 2f32.exp() + 3f32.exp();
+        assert!((token.top_logprobs[0].1 - (3.0 - sum.ln())).abs() < 1e-6);
+        assert!((token.logprob + sum.ln()).abs() < 1e-6);
+    }
+
+    #[test]
+    fn what_is_left_out_is_never_chosen() {
+        for params in [SamplingParams::default(), hot()] {
+            let mut sampler = Sampler::new(&params, 0, 0);
+            let only = |at: usize| {
+                move |logits: &mut [f32]| {
+                    for (id, logit) in logits.iter_mut().enumerate() {
+                        if id != at {
+                            *logit = f32::NEG_INFINITY;
+                        }
+                    }
+                }
+            };
+            for at in 0..3 {
+                let mut logits = [5.0, 0.0, -5.0];
+                let token = sampler.sample_within(&mut logits, &[], &[], only(at));
+                assert_eq!(token.unwrap().id, at as u32);
+            }
+            let nothing = sampler.sample_within(&mut [1.0, 2.0], &[], &[], only(7));
+            assert!(nothing.is_err());
+        }
     }
 
     #[test]

@@ -179,6 +179,7 @@ fn conversation(name: &str) -> Vec<Message> {
         .map(|(role, content)| Message {
             role: (*role).to_owned(),
             content: content.iter().map(|text| part(text)).collect(),
+            extra: serde_json::Map::new(),
         })
         .collect()
 }
@@ -369,7 +370,7 @@ fn templates_render_as_in_transformers() {
         assert_eq!(template.format, format, "{source}");
         for (name, expected) in expected {
             let expected = expected.map(str::to_owned).map_err(Error::invalid);
-            let rendered = template.render(&conversation(name), true);
+            let rendered = template.render(&conversation(name), &TemplateArgs::default());
             assert_eq!(rendered, expected, "{name} in {source}");
         }
     }
@@ -379,7 +380,10 @@ fn templates_render_as_in_transformers() {
 fn media_without_a_place_are_refused() {
     let image = conversation("image");
     for source in [LLAMA_2, CHATML] {
-        let error = template(source).unwrap().render(&image, true).unwrap_err();
+        let error = template(source)
+            .unwrap()
+            .render(&image, &TemplateArgs::default())
+            .unwrap_err();
         assert!(error.is_callers_fault(), "{error}");
         assert!(error.to_string().contains("takes no image"), "{error}");
     }
@@ -387,12 +391,14 @@ fn media_without_a_place_are_refused() {
     assert!(
         template(QWEN2_VL)
             .unwrap()
-            .render(&video, true)
+            .render(&video, &TemplateArgs::default())
             .unwrap()
             .contains("<|video_pad|>")
     );
     for source in [FIXTURE, LLAVA, MISTRAL] {
-        let rendered = template(source).unwrap().render(&video, true);
+        let rendered = template(source)
+            .unwrap()
+            .render(&video, &TemplateArgs::default());
         assert!(
             rendered.unwrap_err().to_string().contains("takes no video"),
             "{source}"
@@ -401,7 +407,7 @@ fn media_without_a_place_are_refused() {
     assert!(
         template(LLAVA)
             .unwrap()
-            .render(&[], true)
+            .render(&[], &TemplateArgs::default())
             .unwrap_err()
             .is_callers_fault()
     );
@@ -412,10 +418,17 @@ fn text_parts_of_a_string_format_are_lines() {
     let message = Message {
         role: "user".to_owned(),
         content: vec![part("a"), part("b")],
+        extra: serde_json::Map::new(),
     };
     let rendered = template(LLAMA_2)
         .unwrap()
-        .render(&[message], false)
+        .render(
+            &[message],
+            &TemplateArgs {
+                add_generation_prompt: false,
+                ..TemplateArgs::default()
+            },
+        )
         .unwrap();
     assert_eq!(rendered, "<s>[INST] a\nb [/INST]");
 }
@@ -429,7 +442,10 @@ fn a_conversation_of_a_thousand_turns_is_within_bounds() {
     for source in [
         FIXTURE, LLAVA, LLAMA_2, LLAMA_3, CHATML, QWEN2_VL, MISTRAL, MACROS,
     ] {
-        let rendered = template(source).unwrap().render(&turns, true).unwrap();
+        let rendered = template(source)
+            .unwrap()
+            .render(&turns, &TemplateArgs::default())
+            .unwrap();
         assert!(rendered.len() > 1000 * text.len() / 2, "{source}");
     }
 }
@@ -466,7 +482,7 @@ fn a_template_is_found_in_every_place_that_has_one() {
         write(file, content);
         let template = load().unwrap().unwrap();
         assert_eq!(
-            template.render(&ask, true).unwrap(),
+            template.render(&ask, &TemplateArgs::default()).unwrap(),
             format!("{expected}Hi <b> & \"you\""),
             "{file}"
         );
@@ -486,4 +502,84 @@ fn a_template_is_found_in_every_place_that_has_one() {
     fs::remove_file(folder.path().join(JINJA)).unwrap();
     write(LEGACY, r#"{"chat_template": 3}"#);
     assert!(load().unwrap_err().to_string().contains("chat_template"));
+}
+
+#[test]
+fn tools_and_arguments_and_further_keys_reach_the_template() {
+    let source = "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}\
+                  {% for m in messages %}[{{ m.role }}:{{ m.content }}\
+                  {% if m.tool_calls %}{{ m.tool_calls[0].function.name }}{% endif %}]{% endfor %}\
+                  {% if thinking %}<think>{% endif %}{% if add_generation_prompt %}A:{% endif %}";
+    let template = template(source).unwrap();
+    let mut call = Message::text("assistant", "");
+    call.extra = serde_json::json!({"tool_calls": [{"function": {"name": "look"}}]})
+        .as_object()
+        .unwrap()
+        .clone();
+    let args = TemplateArgs {
+        tools: vec![serde_json::json!({"type": "function", "function": {"name": "look"}})],
+        kwargs: serde_json::json!({"thinking": true})
+            .as_object()
+            .unwrap()
+            .clone(),
+        ..TemplateArgs::default()
+    };
+    assert_eq!(
+        template
+            .render(&[Message::text("user", "hi"), call], &args)
+            .unwrap(),
+        "{\"type\": \"function\", \"function\": {\"name\": \"look\"}}[user:hi][assistant:look]<think>A:"
+    );
+    for name in RESERVED {
+        let mut args = TemplateArgs::default();
+        args.kwargs.insert(name.to_owned(), true.into());
+        let error = template
+            .render(&[Message::text("user", "hi")], &args)
+            .unwrap_err();
+        assert!(
+            error.is_callers_fault() && error.to_string().contains(name),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_final_message_is_gone_on_with() {
+    let template = template(CHATML).unwrap();
+    let go_on = TemplateArgs {
+        add_generation_prompt: false,
+        continue_final_message: true,
+        ..TemplateArgs::default()
+    };
+    let turns = [
+        Message::text("user", "Count"),
+        Message::text("assistant", "One, two, "),
+    ];
+    let text = template.render(&turns, &go_on).unwrap();
+    assert!(
+        text.ends_with("One, two, ") || text.ends_with("One, two,"),
+        "{text:?}"
+    );
+    let both = TemplateArgs {
+        add_generation_prompt: true,
+        ..go_on
+    };
+    assert!(
+        template
+            .render(&turns, &both)
+            .unwrap_err()
+            .is_callers_fault()
+    );
+}
+
+/// Arguments that a template can't work with are the caller's fault, and cost no more than fuel.
+#[test]
+fn hostile_arguments_end_with_an_error() {
+    let template = template("{% for i in range(n or 1) %}{% for j in range(n or 1) %}x{% endfor %}{% endfor %}{{ messages[0].content }}").unwrap();
+    let mut args = TemplateArgs::default();
+    args.kwargs.insert("n".to_owned(), 90_000.into());
+    let error = template
+        .render(&[Message::text("user", "hi")], &args)
+        .unwrap_err();
+    assert!(error.is_callers_fault(), "{error}");
 }

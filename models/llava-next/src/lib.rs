@@ -142,6 +142,10 @@ impl MultiModalModel for LlavaNext {
         self.vlm.decoder.config().max_position_embeddings
     }
 
+    fn prefix_domain(&self, prompt_len: usize) -> u64 {
+        self.vlm.decoder.prefix_domain(prompt_len)
+    }
+
     fn weight_bytes(&self) -> usize {
         self.vlm.weight_bytes()
     }

@@ -76,6 +76,10 @@ impl MultiModalModel for Llava {
         self.0.decoder.config().max_position_embeddings
     }
 
+    fn prefix_domain(&self, prompt_len: usize) -> u64 {
+        self.0.decoder.prefix_domain(prompt_len)
+    }
+
     fn weight_bytes(&self) -> usize {
         self.0.weight_bytes()
     }

@@ -61,6 +61,10 @@ impl MultiModalModel for CausalLm {
         self.decoder.config().max_position_embeddings
     }
 
+    fn prefix_domain(&self, prompt_len: usize) -> u64 {
+        self.decoder.prefix_domain(prompt_len)
+    }
+
     fn weight_bytes(&self) -> usize {
         self.weight_bytes
     }

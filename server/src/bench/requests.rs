@@ -43,22 +43,14 @@ impl Workload {
             bail!("the tokenizer makes nothing of English text");
         }
         ids.extend(words.iter().cycle().take(self.prompt_tokens));
-        Ok(Request {
-            prompt: PromptInput::Tokens(ids),
-            media: self
-                .images
-                .iter()
-                .map(|bytes| MediaInput::Bytes {
-                    modality: kiln_image::MODALITY.to_owned(),
-                    bytes: bytes.clone(),
-                })
-                .collect(),
-            sampling: SamplingParams {
-                max_tokens: Some(self.output_tokens),
-                ignore_eos: true,
-                ..SamplingParams::default()
-            },
-        })
+        let images = self.images.iter();
+        let media = images.map(|bytes| MediaInput::bytes(kiln_image::MODALITY, bytes.clone()));
+        let request = Request::new(PromptInput::Tokens(ids), media.collect());
+        Ok(request.sampling(SamplingParams {
+            max_tokens: Some(self.output_tokens),
+            ignore_eos: true,
+            ..SamplingParams::default()
+        }))
     }
 }
 

@@ -64,6 +64,12 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
             model: options.clone(),
             cache,
             max_queue: most.max(256),
+            // Each request is the same one: what is measured is the work, not the caches.
+            prefix_cache: false,
+            encoder_cache_bytes: 0,
+            processor_cache_bytes: 0,
+            // All come at once: what counts is the time of all, not that none waits.
+            long_prefill_token_threshold: Some(cache.max_batched_tokens),
             ..EngineOptions::default()
         };
         let engine = Engine::start(load(&checkpoint, &options)?, &engine_options)?;
@@ -86,7 +92,7 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
         weight_bytes,
         peak_rss: peak_rss(),
         prompt_tokens: usage.prompt_tokens,
-        image_tokens: usage.media_tokens,
+        image_tokens: usage.media_tokens(),
         output_tokens: args.output_tokens,
         phases,
         runs,

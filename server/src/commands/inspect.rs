@@ -11,7 +11,7 @@ pub(crate) fn inspect(args: &InspectArgs) -> Result<()> {
     let counts = MediaCounts::new().with("image", images.len());
     let options = args.load.options(&counts)?;
     let loaded = load(&checkpoint(&args.model_dir)?, &options)?;
-    let inspection = crate::inspect::inspect(&loaded, &images)?;
+    let inspection = crate::inspect::inspect(loaded.pipeline(), &images)?;
     write!(std::io::stdout(), "{}", inspection.words())?;
     if let Some(out) = &args.out {
         inspection

@@ -88,7 +88,7 @@ fn show(events: Generation, n: usize, asked: Instant) -> Result<Answer> {
                     writeln!(out, "[{}] {whole}{text}", index + 1)?;
                 }
             }
-            Event::Done { usage: all } => usage = all,
+            Event::Done { usage: all, .. } => usage = all,
         }
     }
     Ok(Answer {
@@ -103,9 +103,10 @@ impl Answer {
     fn figures(&self, ready: Duration, sequences: usize) -> String {
         let Usage {
             prompt_tokens,
-            media_tokens,
             completion_tokens,
+            ..
         } = self.usage;
+        let media_tokens = self.usage.media_tokens();
         let decoding = (self.whole - self.first).as_secs_f64();
         // The first token of each sequence is the prompt's work, not decoding.
         let rate = match completion_tokens.saturating_sub(sequences) {

@@ -1,4 +1,5 @@
-//! `kiln inspect`: what the model sees of a picture, as words and as a sheet.
+//! What the model sees of a picture, for `kiln inspect` and the web page: as words, as data and as a
+//! sheet.
 //!
 //! Nothing is made again for show: the pictures go through the loaded model's own pipeline, views
 //! are drawn from the tensors that its encoder would get, and the prompt is the one that a request
@@ -6,6 +7,7 @@
 //! pixels must equal the model's.
 
 mod canvas;
+mod data;
 mod geometry;
 mod panels;
 mod prompt;
@@ -21,11 +23,12 @@ use bytes::Bytes;
 use image::metadata::Orientation;
 use image::{ImageDecoder, ImageReader};
 use kiln_engine::{
-    InputPipeline, ItemContent, LoadedModel, MediaInput, Message, Prepared, PromptInput, Request,
-    SamplingParams,
+    InputPipeline, ItemContent, MediaInput, Message, Prepared, PromptInput, Request,
 };
 use kiln_image::{ImageProcessorConfig, MODALITY, Plan, RgbImage8, Size, map_rgb, plan};
-use kiln_registry::{InputContext, MediaCounts, MediaItem, NamedTensors, PlaceholderRange, Prompt};
+use kiln_registry::{
+    Error, InputContext, MediaCounts, MediaItem, NamedTensors, PlaceholderRange, Prompt,
+};
 use prompt::PromptLayout;
 use std::io::Cursor;
 use tokens::Layout;
@@ -90,17 +93,16 @@ impl Views {
 /// # Errors
 /// What a request with these pictures would be answered, such as damaged files, too many pictures,
 /// or a model without image input.
-pub(crate) fn inspect(loaded: &LoadedModel, images: &[(String, Bytes)]) -> Result<Inspection> {
-    let pipeline = loaded.pipeline();
+pub(crate) fn inspect(pipeline: &InputPipeline, images: &[(String, Bytes)]) -> Result<Inspection> {
     let entry = pipeline.entry();
     if images.is_empty() {
-        bail!("there is no picture to inspect: give one with --image FILE");
+        bail!(Error::invalid("there is no picture to inspect"));
     }
     if !entry.supports(MODALITY) {
-        bail!(
+        bail!(Error::invalid(format!(
             "this model takes no image input ({})",
             entry.describe_modalities()
-        );
+        )));
     }
     let decoded = images
         .iter()
@@ -143,11 +145,10 @@ pub(crate) fn inspect(loaded: &LoadedModel, images: &[(String, Bytes)]) -> Resul
 /// placeholder prompt. Also says which of the two it is.
 fn prepare(pipeline: &InputPipeline, decoded: &[MediaItem]) -> Result<(Prepared, String)> {
     let modalities = std::iter::repeat_n(MODALITY, decoded.len());
-    let mut request = Request {
-        prompt: PromptInput::Chat(vec![Message::user(QUESTION, modalities)]),
-        media: decoded.iter().cloned().map(MediaInput::Item).collect(),
-        sampling: SamplingParams::default(),
-    };
+    let mut request = Request::new(
+        PromptInput::Chat(vec![Message::user(QUESTION, modalities)]),
+        decoded.iter().cloned().map(MediaInput::Item).collect(),
+    );
     let reason = if !pipeline.has_chat_template() {
         "there is no chat template".to_owned()
     } else {

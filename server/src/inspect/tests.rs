@@ -1,7 +1,7 @@
 //! The facts in the words, the sheet's bounds, and that the sheet shows the tensors' own pixels.
 
 use super::*;
-use kiln_engine::{Checkpoint, ModelOptions};
+use kiln_engine::{Checkpoint, LoadedModel, ModelOptions};
 use kiln_registry::{DecodeLimits, HostTensor, Registry, Tokenizer};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -49,7 +49,7 @@ const TILED: &str = "llava-next-clip-mistral";
 
 #[test]
 fn a_cropped_picture_in_words() {
-    let inspection = inspect(&load(CROPPED, 1), &[png(448, 336)]).unwrap();
+    let inspection = inspect(load(CROPPED, 1).pipeline(), &[png(448, 336)]).unwrap();
     let facts = [
         "folder/448x336.png",
         "PNG",
@@ -69,7 +69,7 @@ fn a_cropped_picture_in_words() {
 
 #[test]
 fn a_tiled_picture_in_words() {
-    let inspection = inspect(&load(TILED, 1), &[png(640, 480)]).unwrap();
+    let inspection = inspect(load(TILED, 1).pipeline(), &[png(640, 480)]).unwrap();
     let facts = [
         "whole picture resized to 28x28",
         "its shape changes: 1.33:1 to 1.00:1",
@@ -92,7 +92,7 @@ fn the_sheet_shows_the_tensors_pixels() {
     for checkpoint in [CROPPED, TILED] {
         let loaded = load(checkpoint, 2);
         let images = [png(90, 61), png(300, 500)];
-        let inspection = inspect(&loaded, &images).unwrap();
+        let inspection = inspect(loaded.pipeline(), &images).unwrap();
         let (sheet, placed) = inspection.draw();
         let mut probes = 0;
         for (index, (_, bytes)) in images.iter().enumerate() {
@@ -282,7 +282,7 @@ fn extreme_pictures_have_sane_sheets() {
     for checkpoint in [CROPPED, TILED] {
         let loaded = load(checkpoint, 1);
         for (width, height) in [(1, 1), (1, 4000), (4000, 1), (2000, 1500)] {
-            let inspection = inspect(&loaded, &[png(width, height)]).unwrap();
+            let inspection = inspect(loaded.pipeline(), &[png(width, height)]).unwrap();
             let sheet = inspection.sheet();
             let place = format!("{checkpoint} {width}x{height}: {:?}", sheet.dimensions());
             assert_eq!(sheet.width(), 1136, "{place}");
@@ -293,18 +293,22 @@ fn extreme_pictures_have_sane_sheets() {
 
 #[test]
 fn a_cut_off_share_is_never_rounded_to_all_or_nothing() {
-    let words = inspect(&load(CROPPED, 1), &[png(1, 3000)]).unwrap().words();
+    let words = inspect(load(CROPPED, 1).pipeline(), &[png(1, 3000)])
+        .unwrap()
+        .words();
     assert_contains(&words, &["99.97% of the picture is cut off"]);
 }
 
 #[test]
 fn what_can_not_be_inspected_is_said() {
     let error = |checkpoint: &str, images: &[(String, Bytes)]| {
-        let error = inspect(&load(checkpoint, 1), images).err().unwrap();
+        let error = inspect(load(checkpoint, 1).pipeline(), images)
+            .err()
+            .unwrap();
         format!("{error:#}")
     };
     assert!(error("text-llama", &[png(2, 2)]).contains("takes no image input"));
-    assert!(error(CROPPED, &[]).contains("--image"));
+    assert!(error(CROPPED, &[]).contains("no picture to inspect"));
     let damaged = ("broken.png".to_owned(), Bytes::from_static(b"no picture"));
     assert!(error(CROPPED, &[damaged]).contains("broken.png"));
     assert!(error(CROPPED, &[png(2, 2), png(2, 2)]).contains("--limit-mm-per-prompt"));

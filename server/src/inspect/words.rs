@@ -130,7 +130,7 @@ impl Item {
 }
 
 /// What the processor does, step by step.
-fn steps(plan: &Plan, config: &ImageProcessorConfig) -> Vec<String> {
+pub(super) fn steps(plan: &Plan, config: &ImageProcessorConfig) -> Vec<String> {
     let mut steps = Vec::new();
     let Some(view) = plan.views.first() else {
         return steps;

@@ -29,10 +29,7 @@ fn refused(engine: &Engine, what: &str, request: Request) -> Error {
 }
 
 fn image(bytes: Vec<u8>) -> Request {
-    let media = MediaInput::Bytes {
-        modality: "image".to_owned(),
-        bytes: bytes.into(),
-    };
+    let media = MediaInput::bytes("image", bytes);
     Request {
         media: vec![media],
         ..ask("<image>What?", [], greedy(4))
@@ -65,10 +62,7 @@ fn media_that_can_not_be_taken() {
         image(png[..png.len() / 2].to_vec()),
     );
     let mut smell = image(png.clone());
-    smell.media = vec![MediaInput::Bytes {
-        modality: "smell".to_owned(),
-        bytes: png.into(),
-    }];
+    smell.media = vec![MediaInput::bytes("smell", png)];
     refused(&engine, "another modality", smell);
 
     for (placeholders, items) in [(1, 0), (0, 1), (2, 1), (1, 2), (3, 2)] {

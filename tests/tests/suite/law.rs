@@ -102,11 +102,8 @@ fn dummy_data_reaches_the_maximum() {
         let rows: Vec<_> = processed.placeholders.iter().map(|p| p.rows()).collect();
         assert_eq!(rows, [most; 2], "{name}");
         // Through the real mapper and the real encoder.
-        let request = Request {
-            prompt: PromptInput::Tokens(token_ids),
-            media: dummy.items.into_iter().map(MediaInput::Item).collect(),
-            sampling: greedy(1),
-        };
+        let media = dummy.items.into_iter().map(MediaInput::Item).collect();
+        let request = Request::new(PromptInput::Tokens(token_ids), media).sampling(greedy(1));
         let trace = loaded.trace(&request, 1, true).unwrap();
         let rows: Vec<_> = trace.features.iter().map(|f| f.shape()[0]).collect();
         assert_eq!(rows, [most; 2], "{name}");

@@ -8,8 +8,11 @@ use {kiln_llava as _, kiln_llava_next as _, kiln_text as _};
 
 mod anyres;
 mod broken;
+mod caches;
 mod conformance;
 mod engine_runs;
+mod fuzz;
+mod guided;
 mod hostile_configs;
 mod hostile_images;
 mod hostile_requests;
@@ -20,4 +23,5 @@ mod parity;
 mod pixels;
 mod profiling;
 mod runs;
+mod serving;
 mod support;

@@ -4,7 +4,7 @@ use crate::broken::Copy;
 use crate::support::model_options;
 use kiln_engine::{
     CacheOptions, Engine, EngineOptions, Event, FinishReason, Generation, Request, SampledToken,
-    Usage,
+    Timing, Usage,
 };
 use kiln_registry::Result;
 use std::path::Path;
@@ -21,10 +21,22 @@ pub(crate) struct Answer {
 }
 
 /// All that a request came to.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Outcome {
     pub(crate) answers: Vec<Answer>,
     pub(crate) usage: Usage,
+    pub(crate) timing: Timing,
+}
+
+/// Equal but for what caches may change: where the work went, and how long it took.
+impl PartialEq for Outcome {
+    fn eq(&self, other: &Self) -> bool {
+        let tokens = |o: &Self| {
+            let (prompt, new) = (o.usage.prompt_tokens, o.usage.completion_tokens);
+            (prompt, o.usage.media.clone(), new)
+        };
+        self.answers == other.answers && tokens(self) == tokens(other)
+    }
 }
 
 impl Outcome {
@@ -67,12 +79,23 @@ pub(crate) fn finish(generation: Generation) -> Result<Outcome> {
                 assert_eq!(answer.reason.replace(reason), None, "finished twice");
                 answer.text.push_str(&text);
             }
-            Event::Done { usage } => done = Some(usage),
+            Event::Done { usage, timing } => done = Some((usage, timing)),
         }
     }
     assert!(answers.iter().all(|answer| answer.reason.is_some()));
-    let usage = done.expect("the last event says what was used");
-    Ok(Outcome { answers, usage })
+    let (usage, timing) = done.expect("the last event says what was used");
+    let moments = [
+        timing.prepared,
+        timing.queued,
+        timing.first_token,
+        timing.finished,
+    ];
+    assert!(moments.is_sorted(), "{timing:?}");
+    Ok(Outcome {
+        answers,
+        usage,
+        timing,
+    })
 }
 
 fn at(answers: &mut Vec<Answer>, index: usize) -> &mut Answer {
@@ -113,6 +136,11 @@ pub(crate) fn start_roomy(name: &str, mut options: EngineOptions) -> Engine {
 /// The engine of a checkpoint.
 pub(crate) fn start(folder: &Path, options: &EngineOptions) -> Engine {
     Engine::load(folder, options).unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
+}
+
+/// The engine of the model that the binary brings along.
+pub(crate) fn builtin(options: &EngineOptions) -> Engine {
+    start(&crate::support::asset("kiln-demo"), options)
 }
 
 /// All requests at once, each read to its end.

@@ -16,6 +16,13 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
         .join(name)
 }
 
+/// A path under `assets`.
+pub(crate) fn asset(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../assets")
+        .join(name)
+}
+
 pub(crate) fn read(name: &str) -> Vec<u8> {
     let path = fixture(name);
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
@@ -198,11 +205,8 @@ pub(crate) fn ask(
     sampling: SamplingParams,
 ) -> Request {
     let images = images.into_iter();
-    Request {
-        prompt: PromptInput::Text(text.to_owned()),
-        media: images.map(|image| MediaInput::Item(item(image))).collect(),
-        sampling,
-    }
+    let media = images.map(|image| MediaInput::Item(item(image)));
+    Request::new(PromptInput::Text(text.to_owned()), media.collect()).sampling(sampling)
 }
 
 /// Bytes to an item as the engine does it: through the registered modality.

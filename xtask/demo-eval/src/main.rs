@@ -65,14 +65,13 @@ fn main() -> Result<()> {
 }
 
 fn ask(engine: &Engine, item: &MediaItem, question: &Question) -> Result<Generation> {
-    Ok(engine.generate(Request {
-        prompt: PromptInput::Chat(vec![Message::user(question.text.clone(), ["image"])]),
-        media: vec![MediaInput::Item(item.clone())],
-        sampling: SamplingParams {
-            max_tokens: Some(80),
-            ..SamplingParams::default()
-        },
-    })?)
+    let message = Message::user(question.text.clone(), ["image"]);
+    let media = vec![MediaInput::Item(item.clone())];
+    let request = Request::new(PromptInput::Chat(vec![message]), media);
+    Ok(engine.generate(request.sampling(SamplingParams {
+        max_tokens: Some(80),
+        ..SamplingParams::default()
+    }))?)
 }
 
 /// Right and asked, by kind.

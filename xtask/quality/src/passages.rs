@@ -2,9 +2,7 @@
 
 use anyhow::{Context, Result};
 use kiln_demo::{SIDE, Scene, Split};
-use kiln_engine::{
-    InputPipeline, MediaInput, Message, Prepared, PromptInput, Request, SamplingParams,
-};
+use kiln_engine::{InputPipeline, MediaInput, Message, Prepared, PromptInput, Request};
 use kiln_registry::{HostTensor, MediaItem, Tokenizer};
 use std::fs;
 use std::path::Path;
@@ -16,11 +14,7 @@ pub(crate) struct Passage {
 }
 
 fn request(prompt: PromptInput, media: Vec<MediaInput>) -> Request {
-    Request {
-        prompt,
-        media,
-        sampling: SamplingParams::default(),
-    }
+    Request::new(prompt, media)
 }
 
 /// A text in windows; what is left of the last one is left out.

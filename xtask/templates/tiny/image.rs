@@ -39,15 +39,13 @@ fn picture(width: usize, height: usize, seed: usize) -> MediaItem {
 
 fn ask(pictures: Vec<MediaItem>, max_tokens: usize) -> Request {
     let marks = "<image>\n".repeat(pictures.len());
-    Request {
-        prompt: PromptInput::Text(format!("{marks}What is this?")),
-        media: pictures.into_iter().map(MediaInput::Item).collect(),
-        sampling: SamplingParams {
-            max_tokens: Some(max_tokens),
-            ignore_eos: true,
-            ..SamplingParams::default()
-        },
-    }
+    let prompt = PromptInput::Text(format!("{marks}What is this?"));
+    let media = pictures.into_iter().map(MediaInput::Item).collect();
+    Request::new(prompt, media).sampling(SamplingParams {
+        max_tokens: Some(max_tokens),
+        ignore_eos: true,
+        ..SamplingParams::default()
+    })
 }
 
 /// Tokens and the bits of their logprobs: an untrained model may say the same of everything, but

@@ -12,15 +12,12 @@ use kiln_engine::{
 use kiln_registry::WeightDType;
 
 fn answer(engine: &Engine, prompt: &str) -> Vec<(u32, u32)> {
-    let request = Request {
-        prompt: PromptInput::Text(prompt.to_owned()),
-        media: vec![],
-        sampling: SamplingParams {
-            max_tokens: Some(12),
-            ignore_eos: true,
-            ..SamplingParams::default()
-        },
-    };
+    let request = Request::new(PromptInput::Text(prompt.to_owned()), vec![]);
+    let request = request.sampling(SamplingParams {
+        max_tokens: Some(12),
+        ignore_eos: true,
+        ..SamplingParams::default()
+    });
     let events = engine.generate(request).unwrap();
     let tokens = events.filter_map(|event| match event.unwrap() {
         Event::Token { token, .. } => Some((token.id, token.logprob.to_bits())),

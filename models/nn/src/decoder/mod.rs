@@ -84,6 +84,11 @@ impl Decoder {
         }
     }
 
+    /// See [`kiln_registry::MultiModalModel::prefix_domain`].
+    pub fn prefix_domain(&self, prompt_len: usize) -> u64 {
+        self.config.rope.prefix_domain(prompt_len)
+    }
+
     /// Token embeddings.
     ///
     /// # Shapes

@@ -165,6 +165,15 @@ impl Rope {
         Ok(rope)
     }
 
+    /// Prompts with the same number here have the same frequencies at the same positions: all but
+    /// those of dynamic scaling that are longer than the model was made for.
+    pub fn prefix_domain(&self, prompt_len: usize) -> u64 {
+        match self.scaling {
+            RopeScaling::Dynamic { .. } if prompt_len > self.max_positions => prompt_len as u64,
+            _ => 0,
+        }
+    }
+
     /// Cosines and sines of each token of a batch.
     ///
     /// # Shapes

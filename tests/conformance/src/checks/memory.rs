@@ -68,13 +68,13 @@ fn exceeded(subject: &Subject, tokens: usize, sequences: usize) -> Result<Option
     let Some(activations) = profile.activation_bytes else {
         return Err(Error::unsupported("the profile measures nothing here"));
     };
-    // Two long sequences fit: the others come and go.
+    // Two long sequences fit beside the other caches: the others come and go.
     let cache = CacheOptions {
         memory: Some(
             profile.weight_bytes
                 + activations
                 + activations / 8
-                + 2 * LONGEST.min(profile.max_model_len) * profile.kv_bytes_per_token,
+                + 3 * LONGEST.min(profile.max_model_len) * profile.kv_bytes_per_token,
         ),
         ..cache
     };
@@ -188,18 +188,18 @@ fn loads(subject: &Subject) -> Result<Vec<Load>> {
         loads.push(Load {
             what,
             media: items.len(),
-            request: Request {
-                prompt: PromptInput::Tokens(ids),
-                media: items.into_iter().map(MediaInput::Item).collect(),
-                sampling: SamplingParams {
-                    max_tokens: Some(NEW),
-                    ignore_eos: true,
-                    n,
-                    temperature: if n > 1 { 1.0 } else { 0.0 },
-                    seed: Some(1),
-                    ..SamplingParams::default()
-                },
-            },
+            request: Request::new(
+                PromptInput::Tokens(ids),
+                items.into_iter().map(MediaInput::Item).collect(),
+            )
+            .sampling(SamplingParams {
+                max_tokens: Some(NEW),
+                ignore_eos: true,
+                n,
+                temperature: if n > 1 { 1.0 } else { 0.0 },
+                seed: Some(1),
+                ..SamplingParams::default()
+            }),
         });
     };
     for seed in 0..4 {

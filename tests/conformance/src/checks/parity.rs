@@ -88,19 +88,15 @@ fn request(folder: &Path, json: &Value) -> Result<Request> {
         None => Err(Error::checkpoint(key, "must be a text")),
     };
     let media = json["media"].as_array().into_iter().flatten().map(|item| {
-        Ok(MediaInput::Bytes {
-            modality: text(item, "modality")?,
-            bytes: Bytes::from(read(folder.join(text(item, "file")?))?),
-        })
+        let bytes = Bytes::from(read(folder.join(text(item, "file")?))?);
+        Ok(MediaInput::bytes(text(item, "modality")?, bytes))
     });
-    Ok(Request {
-        prompt: PromptInput::Text(text(json, "prompt")?),
-        media: media.collect::<Result<_>>()?,
-        sampling: SamplingParams {
-            ignore_eos: true,
-            ..SamplingParams::default()
-        },
-    })
+    let prompt = PromptInput::Text(text(json, "prompt")?);
+    let request = Request::new(prompt, media.collect::<Result<_>>()?);
+    Ok(request.sampling(SamplingParams {
+        ignore_eos: true,
+        ..SamplingParams::default()
+    }))
 }
 
 fn read(path: PathBuf) -> Result<Vec<u8>> {

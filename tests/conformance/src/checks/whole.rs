@@ -87,15 +87,13 @@ fn requests(subject: &Subject) -> Result<Vec<Request>> {
         let ids = subject.prompt(seed as usize, &items);
         let processed = subject.process(ids.clone(), &items).map_err(|f| f.error)?;
         if processed.token_ids.len() + NEW <= subject.context.max_model_len() {
-            requests.push(Request {
-                prompt: PromptInput::Tokens(ids),
-                media: items.into_iter().map(MediaInput::Item).collect(),
-                sampling: SamplingParams {
-                    max_tokens: Some(NEW),
-                    ignore_eos: true,
-                    ..SamplingParams::default()
-                },
-            });
+            let media = items.into_iter().map(MediaInput::Item).collect();
+            let request = Request::new(PromptInput::Tokens(ids), media);
+            requests.push(request.sampling(SamplingParams {
+                max_tokens: Some(NEW),
+                ignore_eos: true,
+                ..SamplingParams::default()
+            }));
         }
     }
     Ok(requests)
@@ -112,13 +110,12 @@ fn forms(subject: &Subject, engine: &Engine, problems: &mut Vec<Problem>) -> Res
         };
         let text = format!("One {token} two");
         let ids = tokenizer.encode(&text, false)?;
-        let ask = |prompt: PromptInput, items: usize| Request {
-            prompt,
-            media: vec![MediaInput::Item(item.clone()); items],
-            sampling: SamplingParams {
+        let ask = |prompt: PromptInput, items: usize| {
+            let media = vec![MediaInput::Item(item.clone()); items];
+            Request::new(prompt, media).sampling(SamplingParams {
                 max_tokens: Some(1),
                 ..SamplingParams::default()
-            },
+            })
         };
         let mut forms = vec![];
         for prompt in [PromptInput::Text(text), PromptInput::Tokens(ids)] {

@@ -1,8 +1,6 @@
 //! What the model without a fault computes, written as a reference of it.
 
-use kiln_engine::{
-    Checkpoint, LoadedModel, MediaInput, ModelOptions, PromptInput, Request, SamplingParams,
-};
+use kiln_engine::{Checkpoint, LoadedModel, MediaInput, ModelOptions, PromptInput, Request};
 use kiln_registry::{HostTensor, MediaCounts, Registry, WeightDType};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -33,14 +31,8 @@ pub(crate) fn write(folder: &Path, registry: Registry, checkpoint: &Path) {
     };
     let checkpoint = Checkpoint::open(checkpoint).unwrap();
     let loaded = LoadedModel::load(Arc::new(registry), &checkpoint, &options, &|_, _| {}).unwrap();
-    let request = Request {
-        prompt: PromptInput::Text(PROMPT.to_owned()),
-        media: vec![MediaInput::Bytes {
-            modality: "image".to_owned(),
-            bytes: picture.into(),
-        }],
-        sampling: SamplingParams::default(),
-    };
+    let media = vec![MediaInput::bytes("image", picture)];
+    let request = Request::new(PromptInput::Text(PROMPT.to_owned()), media);
     let trace = loaded.trace(&request, 8, true).unwrap();
     let ids = |ids: &[u32]| ids.iter().map(|id| i64::from(*id)).collect::<Vec<_>>();
     let ranges = trace.placeholders.iter();

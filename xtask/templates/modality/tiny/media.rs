@@ -8,15 +8,13 @@ use kiln_engine::{
 use kiln_registry::{MediaCounts, MediaItem};
 
 fn about(token: &str, item: &MediaItem, max_tokens: usize) -> Request {
-    Request {
-        prompt: PromptInput::Text(format!("{token}\nWhat is this?")),
-        media: vec![MediaInput::Item(item.clone())],
-        sampling: SamplingParams {
-            max_tokens: Some(max_tokens),
-            ignore_eos: true,
-            ..SamplingParams::default()
-        },
-    }
+    let prompt = PromptInput::Text(format!("{token}\nWhat is this?"));
+    let request = Request::new(prompt, vec![MediaInput::Item(item.clone())]);
+    request.sampling(SamplingParams {
+        max_tokens: Some(max_tokens),
+        ignore_eos: true,
+        ..SamplingParams::default()
+    })
 }
 
 /// `items`: different ones; an answer about the first is another than about the second.
