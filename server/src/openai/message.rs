@@ -56,7 +56,11 @@ const MAX_UUID: usize = 256;
 impl FromJson for ChatMessage {
     fn from_json(value: Value, at: &At<'_>) -> Result<Self, ApiError> {
         let mut fields = Fields::of(value, at)?;
-        let role: String = fields.need("role", at)?;
+        let mut role: String = fields.need("role", at)?;
+        if role == "developer" {
+            // OpenAI's newer name, which no template knows.
+            "system".clone_into(&mut role);
+        }
         let content = fields.take::<Content>("content", at)?;
         let tool_calls = fields
             .take::<Vec<Value>>("tool_calls", at)?
