@@ -221,8 +221,9 @@ impl Worker {
     }
 
     fn fail(&mut self, key: u64, error: Error) {
-        self.stats.failed.fetch_add(1, Relaxed);
+        // Another of its items may have failed before.
         if let Some(running) = self.requests.remove(&key) {
+            self.stats.failed.fetch_add(1, Relaxed);
             for sequence in &running.sequences {
                 // What it computed may be at fault: nobody else is to take it.
                 self.scheduler.discard(sequence.id);

@@ -23,4 +23,5 @@ mod pixels;
 mod profiling;
 mod runs;
 mod serving;
+mod stress;
 mod support;
