@@ -96,6 +96,15 @@ pub(crate) struct ServerArgs {
     /// Seconds for the body of a request.
     #[arg(long, default_value = "60", value_name = "SECONDS", value_parser = seconds, env = "KILN_BODY_TIMEOUT")]
     pub(crate) body_timeout: Duration,
+    /// Seconds that a client may take nothing of what is sent to it.
+    #[arg(
+        long,
+        default_value = "60",
+        value_name = "SECONDS",
+        value_parser = seconds,
+        env = "KILN_WRITE_TIMEOUT"
+    )]
+    pub(crate) write_timeout: Duration,
     /// Seconds that running requests have to end once the server is told to.
     #[arg(long, default_value = "30", value_name = "SECONDS", value_parser = seconds, env = "KILN_DRAIN_TIMEOUT")]
     pub(crate) drain_timeout: Duration,
