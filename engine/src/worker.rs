@@ -240,6 +240,8 @@ impl Worker {
             running.is_some_and(|r| r.has_rows(at)) || cache.contains(item)
         };
         let chunks = self.scheduler.schedule(&encoded);
+        // A step may take long: who runs in it is not among those that wait meanwhile.
+        self.stats.observe(&self.scheduler);
         for id in self.scheduler.take_preempted() {
             let key = self.owner.get(&id);
             if let Some(running) = key.and_then(|key| self.requests.get_mut(key)) {
