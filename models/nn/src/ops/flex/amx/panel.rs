@@ -125,15 +125,19 @@ pub(super) struct Copy<'a> {
     /// The next step to copy, and the next row of it.
     step: usize,
     row: usize,
+    /// Where the rows begin, if all are there and all steps are whole.
+    rows: Option<[*const bf16; PANEL]>,
 }
 
 impl<'a> Copy<'a> {
     /// # Safety
     /// `to` begins with a line and has room for the steps until the copy is finished.
     pub(super) unsafe fn new(source: Source<'a>, steps: Range<usize>, to: *mut u8) -> Self {
+        let whole = source.whole() && steps.end * STEP <= source.k;
         let copy = Self {
             step: steps.start,
             row: 0,
+            rows: whole.then(|| std::array::from_fn(|r| source.row(r).as_ptr())),
             source,
             steps,
             to,
@@ -164,7 +168,32 @@ impl<'a> Copy<'a> {
     /// The machine has AVX-512.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) unsafe fn advance(&mut self, lines: usize) {
+    pub(super) unsafe fn advance(&mut self, mut lines: usize) {
+        if let Some(rows) = &self.rows {
+            while lines > 0 && self.step < self.steps.end {
+                let count = lines.min(PANEL - self.row);
+                let first = self.step * STEP;
+                let step = self
+                    .to
+                    .wrapping_add((self.step - self.steps.start) * PANEL * 64);
+                for (row, start) in rows[self.row..].iter().take(count).enumerate() {
+                    // SAFETY: a whole step of a row, and a line of the copy for it; fetching a
+                    // line does nothing else, wherever it lies.
+                    unsafe {
+                        let ahead = start.wrapping_add(first + LEAD * STEP);
+                        _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+                        let line = _mm512_loadu_si512(start.add(first).cast());
+                        _mm512_store_si512(step.add((self.row + row) * 64).cast(), line);
+                    }
+                }
+                lines -= count;
+                self.row += count;
+                if self.row == PANEL {
+                    (self.row, self.step) = (0, self.step + 1);
+                }
+            }
+            return;
+        }
         for _ in 0..lines {
             if self.step == self.steps.end {
                 return;
