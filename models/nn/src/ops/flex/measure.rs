@@ -24,7 +24,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 /// `[m]`, `(k, n)`
-const ROWS: [usize; 3] = [1, 8, 576];
+const ROWS: [usize; 8] = [1, 8, 32, 64, 256, 576, 607, 2371];
 const SHAPES: [(usize, usize); 4] = [(1024, 4096), (4096, 1024), (1024, 1024), (1024, 32064)];
 /// Bytes of the weights that take turns.
 const POOL: usize = 600 << 20;
@@ -144,9 +144,9 @@ fn near_its_limits() {
             let shape = (m, k, n);
             for unit in Unit::available() {
                 let (name, limit) = match unit {
-                    Unit::Widened(Level::Avx512) => continue,
+                    Unit::Widened(Level::Avx512) => ("f32", Limit::Singles),
                     Unit::Widened(_) => continue,
-                    Unit::Pairs => continue,
+                    Unit::Pairs => ("bf16 p", Limit::Pairs),
                     Unit::Tiles => ("bf16 t", Limit::Tiles),
                 };
                 let bytes = if name == "f32" { 4 } else { 2 } * k * n;
