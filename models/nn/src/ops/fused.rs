@@ -8,6 +8,10 @@ use super::{Activation, activation, empty, flex, gated, layer_norm, linear, rms_
 use burn::tensor::Tensor;
 
 /// A normalisation of rows.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "two a layer, held for as long as the model is"
+)]
 pub enum Norm {
     /// [`rms_norm`]
     Rms {
@@ -141,8 +145,10 @@ pub fn linear_added(x: Tensor<2>, layer: &Affine, to: Tensor<2>) -> Tensor<2> {
     if m == 0 || n == 0 {
         return empty([m, n], &x);
     }
-    match flex::fused::linear_added(&x, layer, to) {
-        Ok(out) => out,
-        Err(to) => to + layer.forward(x),
+    let mut to = Some(to);
+    match (flex::fused::linear_added(&x, layer, &mut to), to) {
+        (Some(out), _) => out,
+        (None, Some(to)) => to + layer.forward(x),
+        (None, None) => unreachable!("operands are on one device"),
     }
 }

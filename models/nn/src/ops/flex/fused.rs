@@ -14,15 +14,15 @@ pub(in crate::ops) fn linear<const N: usize>(
     None
 }
 
-/// `to + linear(x)`, in place where nothing else has a hold of `to`; gives it back where this
-/// machine has no code for it.
+/// `to + linear(x)`, in place where nothing else has a hold of `to`, which is taken; `None`, and it
+/// stays, where this machine has no code for it.
 #[cfg(not(target_arch = "x86_64"))]
 pub(in crate::ops) fn linear_added(
     _: &Tensor<2>,
     _: &Affine,
-    to: Tensor<2>,
-) -> Result<Tensor<2>, Tensor<2>> {
-    Err(to)
+    _: &mut Option<Tensor<2>>,
+) -> Option<Tensor<2>> {
+    None
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -174,19 +174,15 @@ mod tiles {
     pub(in crate::ops) fn linear_added(
         x: &Tensor<2>,
         affine: &Affine,
-        to: Tensor<2>,
-    ) -> Result<Tensor<2>, Tensor<2>> {
+        to: &mut Option<Tensor<2>>,
+    ) -> Option<Tensor<2>> {
         if Unit::best() != Unit::Tiles {
-            return Err(to);
+            return None;
         }
-        let Some((held, x)) = Held::new(affine).zip(pack(x, None)) else {
-            return Err(to);
-        };
+        let (held, x) = Held::new(affine).zip(pack(x, None))?;
         counted(&x, &held);
-        // What is of the CPU like its weight.
-        let Ok(to) = to.try_into_primitive::<Flex>() else {
-            unreachable!("operands are on one device")
-        };
+        // Of the CPU, like the weight.
+        let to = to.take()?.try_into_primitive::<Flex>().ok()?;
         let mut to = owned(to);
         let bias = held.bias.as_ref().map(widened);
         let layer = Layer {
@@ -199,6 +195,6 @@ mod tiles {
         assert_eq!(out.len(), x.rows * layer.n, "a sum for each output");
         // SAFETY: the numbers are this tensor's alone.
         unsafe { kernel::linear_to(&x, [layer], [out.as_mut_ptr()]) };
-        Ok(Tensor::from_primitive::<Flex>(to))
+        Some(Tensor::from_primitive::<Flex>(to))
     }
 }
