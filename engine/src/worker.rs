@@ -221,8 +221,9 @@ impl Worker {
     }
 
     fn fail(&mut self, key: u64, error: Error) {
-        self.stats.failed.fetch_add(1, Relaxed);
+        // Another of its items may have failed before.
         if let Some(running) = self.requests.remove(&key) {
+            self.stats.failed.fetch_add(1, Relaxed);
             for sequence in &running.sequences {
                 // What it computed may be at fault: nobody else is to take it.
                 self.scheduler.discard(sequence.id);
@@ -239,6 +240,8 @@ impl Worker {
             running.is_some_and(|r| r.has_rows(at)) || cache.contains(item)
         };
         let chunks = self.scheduler.schedule(&encoded);
+        // A step may take long: who runs in it is not among those that wait meanwhile.
+        self.stats.observe(&self.scheduler);
         for id in self.scheduler.take_preempted() {
             let key = self.owner.get(&id);
             if let Some(running) = key.and_then(|key| self.requests.get_mut(key)) {

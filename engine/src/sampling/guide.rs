@@ -218,17 +218,29 @@ impl Guides {
     }
 }
 
+/// A schema as text. JSON allows any number of blanks between two tokens, and a small model that
+/// has begun with them finds no end: so many are enough for any indentation.
+fn with_few_blanks(schema: &Value) -> String {
+    let mut schema = schema.clone();
+    if let Some(object) = schema.as_object_mut() {
+        object
+            .entry("x-guidance")
+            .or_insert_with(|| json!({"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,40}"}));
+    }
+    schema.to_string()
+}
+
 /// A grammar as text and of which kind, within bounds.
 fn source(grammar: &Grammar) -> Result<(&'static str, String)> {
     let (kind, text) = match grammar {
-        Grammar::JsonObject => ("json", json!({"type": "object"}).to_string()),
+        Grammar::JsonObject => ("json", with_few_blanks(&json!({"type": "object"}))),
         Grammar::JsonSchema(schema) => {
             if depth(schema) > MAX_DEPTH {
                 return Err(Error::invalid(format!(
                     "the JSON schema is nested more than {MAX_DEPTH} deep"
                 )));
             }
-            ("json", schema.to_string())
+            ("json", with_few_blanks(schema))
         }
         Grammar::Regex(regex) => ("regex", regex.clone()),
         Grammar::Choice(choices) if choices.is_empty() || choices.len() > MAX_CHOICES => {

@@ -69,13 +69,17 @@ impl FetchError {
 #[derive(Debug, Clone)]
 pub(crate) struct Fetcher {
     options: Arc<FetchOptions>,
+    /// Of what waits for others: media servers, disks.
     slots: Arc<Semaphore>,
+    /// Of what only computes, so that no slow media server holds it up.
+    decoders: Arc<Semaphore>,
 }
 
 impl Fetcher {
     pub(crate) fn new(options: FetchOptions) -> Self {
         Self {
             slots: Arc::new(Semaphore::new(options.concurrency.max(1))),
+            decoders: Arc::new(Semaphore::new(DECODERS)),
             options: Arc::new(options),
         }
     }
@@ -85,8 +89,16 @@ impl Fetcher {
     /// # Errors
     /// Everything that the options forbid, and what fails on the way.
     pub(crate) async fn url(&self, url: String) -> Result<Bytes, FetchError> {
-        self.off_the_async_threads(move |options, deadline| by_url(&url, options, deadline))
-            .await
+        // By far the largest ones: not for a parser that copies and percent-encodes them.
+        if data_url::strip_scheme(&url).is_some() {
+            let work = move |options: &FetchOptions, _| {
+                let rest = data_url::strip_scheme(&url).unwrap_or_default();
+                data_url::decode(rest, options.max_bytes)
+            };
+            return self.off_the_async_threads(&self.decoders, work).await;
+        }
+        let work = move |options: &FetchOptions, deadline| by_url(&url, options, deadline);
+        self.off_the_async_threads(&self.slots, work).await
     }
 
     /// Base64, within the same bound on bytes.
@@ -94,16 +106,17 @@ impl Fetcher {
     /// # Errors
     /// For what is none, empty or too large.
     pub(crate) async fn base64(&self, text: String) -> Result<Bytes, FetchError> {
-        self.off_the_async_threads(move |options, _| data_url::base64(&text, options.max_bytes))
-            .await
+        let work = move |options: &FetchOptions, _| data_url::base64(&text, options.max_bytes);
+        self.off_the_async_threads(&self.decoders, work).await
     }
 
     async fn off_the_async_threads<T: Send + 'static>(
         &self,
+        slots: &Arc<Semaphore>,
         work: impl FnOnce(&FetchOptions, Instant) -> Result<T, FetchError> + Send + 'static,
     ) -> Result<T, FetchError> {
         let options = self.options.clone();
-        let slot = tokio::time::timeout(options.timeout, self.slots.clone().acquire_owned());
+        let slot = tokio::time::timeout(options.timeout, slots.clone().acquire_owned());
         let Ok(Ok(slot)) = slot.await else {
             return Err(FetchError {
                 message: "too many media are being fetched: try again later".to_owned(),
@@ -131,10 +144,6 @@ pub(crate) fn data_url(url: &str, max_bytes: usize) -> Result<Bytes, FetchError>
 }
 
 fn by_url(text: &str, options: &FetchOptions, deadline: Instant) -> Result<Bytes, FetchError> {
-    // By far the largest ones: not for a parser that copies and percent-encodes them.
-    if let Some(rest) = data_url::strip_scheme(text) {
-        return data_url::decode(rest, options.max_bytes);
-    }
     if text.len() > MAX_URL {
         return Err(FetchError::new("the URL is too long"));
     }
@@ -152,6 +161,9 @@ fn by_url(text: &str, options: &FetchOptions, deadline: Instant) -> Result<Bytes
         ))),
     }
 }
+
+/// Items decoded from base64 at a time.
+const DECODERS: usize = 4;
 
 /// Bytes of a URL that names something.
 const MAX_URL: usize = 8 << 10;

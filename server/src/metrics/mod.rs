@@ -20,6 +20,9 @@ const SECONDS: [f64; 20] = [
     10.0, 30.0, 60.0, 240.0,
 ];
 
+/// Where one of the engine's counters is read.
+type Read = fn(&EngineStats) -> u64;
+
 /// All metrics of a server. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Metrics(Arc<Inner>);
@@ -30,8 +33,8 @@ struct Inner {
     waiting: IntGauge,
     kv_usage: prometheus::Gauge,
     /// Counters that follow the engine's, with where to read them.
-    followed: Vec<(IntCounter, fn(&EngineStats) -> u64)>,
-    held: Vec<(IntGauge, fn(&EngineStats) -> u64)>,
+    followed: Vec<(IntCounter, Read)>,
+    held: Vec<(IntGauge, Read)>,
     /// One scrape at a time, so that no difference is added twice.
     scrape: Mutex<()>,
     success: IntCounterVec,
@@ -45,7 +48,7 @@ struct Inner {
 }
 
 /// What the engine counts, under the name that it is told by.
-const FOLLOWED: [(&str, &str, fn(&EngineStats) -> u64); 11] = [
+const FOLLOWED: [(&str, &str, Read); 11] = [
     (
         "vllm:prompt_tokens_total",
         "Tokens of accepted prompts.",
@@ -97,7 +100,7 @@ const FOLLOWED: [(&str, &str, fn(&EngineStats) -> u64); 11] = [
     ("kiln:steps_total", "Steps of the scheduler.", |s| s.steps),
 ];
 
-const HELD: [(&str, &str, fn(&EngineStats) -> u64); 4] = [
+const HELD: [(&str, &str, Read); 4] = [
     (
         "kiln:encoder_cache_bytes",
         "Bytes of encoder rows held.",

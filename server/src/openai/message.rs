@@ -56,7 +56,11 @@ const MAX_UUID: usize = 256;
 impl FromJson for ChatMessage {
     fn from_json(value: Value, at: &At<'_>) -> Result<Self, ApiError> {
         let mut fields = Fields::of(value, at)?;
-        let role: String = fields.need("role", at)?;
+        let mut role: String = fields.need("role", at)?;
+        if role == "developer" {
+            // OpenAI's newer name, which no template knows.
+            "system".clone_into(&mut role);
+        }
         let content = fields.take::<Content>("content", at)?;
         let tool_calls = fields
             .take::<Vec<Value>>("tool_calls", at)?
@@ -140,7 +144,7 @@ impl FromJson for Part {
         }
         let mut fields = Fields::of(value, at)?;
         let kind: String = fields.need("type", at)?;
-        let media = |modality, source, uuid: Option<String>, name: &str| {
+        let media = |modality, source: Option<MediaSource>, uuid: Option<String>, name: &str| {
             let param = At::Field(at, name).to_string();
             if uuid
                 .as_ref()
@@ -149,7 +153,7 @@ impl FromJson for Part {
                 let range = format!("it must have 1 to {MAX_UUID} bytes");
                 return Err(ApiError::field(At::Field(at, "uuid"), range));
             }
-            if source == None && uuid == None {
+            if source.is_none() && uuid.is_none() {
                 return Err(ApiError::field(param, "it is missing, and so is a uuid"));
             }
             Ok(Self::Media(MediaPart {
@@ -242,10 +246,10 @@ impl FromJson for Url {
             });
         }
         let mut fields = Fields::of(value, at)?;
-        let url = fields.take("url", at)?;
-        let uuid = fields.take("uuid", at)?;
+        let url: Option<String> = fields.take("url", at)?;
+        let uuid: Option<String> = fields.take("uuid", at)?;
         fields.take::<String>("detail", at)?;
-        if url == None && uuid == None {
+        if url.is_none() && uuid.is_none() {
             return Err(At::Field(at, "url").missing());
         }
         Ok(Self { url, uuid })

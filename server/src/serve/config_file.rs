@@ -2,7 +2,7 @@
 //! the environment go before them, and one parser checks all three.
 
 use anyhow::{Context, Result, bail};
-use clap::{ArgAction, Command};
+use clap::{Arg, ArgAction, Command};
 use std::path::Path;
 use toml::{Table, Value};
 
@@ -36,12 +36,15 @@ fn with_default(command: Command, key: &str, value: &Value) -> Result<Command> {
     let serve = command
         .find_subcommand(SERVE)
         .context("there is no `kiln serve`")?;
-    let known = serve
+    let named = |arg: &&Arg| arg.get_id() == id.as_str();
+    let own = serve.get_arguments().find(named);
+    let shared = command
         .get_arguments()
-        .find(|arg| arg.get_id() == id.as_str());
-    let Some(arg) = known.filter(|_| id != "config") else {
+        .find(|arg| named(arg) && arg.is_global_set());
+    let Some(arg) = own.or(shared).filter(|_| id != "config") else {
         bail!("there is no such option: kiln serve --help lists them");
     };
+    let is_own = own.is_some();
     let values = match value {
         Value::Array(list) if matches!(arg.get_action(), ArgAction::Append) => {
             list.iter().map(text).collect::<Result<Vec<_>>>()?
@@ -50,9 +53,11 @@ fn with_default(command: Command, key: &str, value: &Value) -> Result<Command> {
     };
     // clap borrows defaults for as long as the command lives; this one lives to the end.
     let values: Vec<&'static str> = values.into_iter().map(|v| &*v.leak()).collect();
-    Ok(command.mut_subcommand(SERVE, |serve| {
-        serve.mut_arg(id, |arg| arg.default_values(values))
-    }))
+    let set = |arg: Arg| arg.default_values(values);
+    Ok(match is_own {
+        true => command.mut_subcommand(SERVE, |serve| serve.mut_arg(id, set)),
+        false => command.mut_arg(id, set),
+    })
 }
 
 /// A value as it would stand on the command line.
@@ -72,14 +77,15 @@ mod tests {
     use crate::cli::{Cli, Command as Kiln};
     use clap::{CommandFactory, FromArgMatches};
 
-    fn parse(file: &str, line: &str) -> Result<crate::serve::ServeArgs> {
+    fn parse(file: &str, line: &str) -> Result<(Option<usize>, crate::serve::ServeArgs)> {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("kiln.toml");
         std::fs::write(&path, file)?;
         let command = with_defaults_of(Cli::command(), &path)?;
         let matches = command.try_get_matches_from(line.split(' '))?;
-        match Cli::from_arg_matches(&matches)?.command {
-            Kiln::Serve(args) => Ok(*args),
+        let cli = Cli::from_arg_matches(&matches)?;
+        match cli.command {
+            Kiln::Serve(args) => Ok((cli.threads, *args)),
             _ => bail!("{line}"),
         }
     }
@@ -87,15 +93,18 @@ mod tests {
     #[test]
     fn a_flag_goes_before_the_file() {
         let file = "model = 'm'\nport = 81\napi-key = ['a', 'b']\nenable_mm_embeds = true\n\
-                    media-timeout = 0.5\nmax-body-bytes = '1MiB'\n";
-        let args = parse(file, "kiln serve").unwrap();
+                    media-timeout = 0.5\nmax-body-bytes = '1MiB'\nthreads = 3\n";
+        let (threads, args) = parse(file, "kiln serve").unwrap();
+        assert_eq!(threads, Some(3));
         assert_eq!(args.model_dir.unwrap().to_str(), Some("m"));
         assert_eq!(args.server.port, 81);
         assert_eq!(args.server.api_key, ["a", "b"]);
         assert!(args.media.enable_mm_embeds);
         assert_eq!(args.media.media_timeout.as_millis(), 500);
         assert_eq!(args.server.max_body_bytes, 1 << 20);
-        let args = parse(file, "kiln serve --port 82 --api-key c other").unwrap();
+        let line = "kiln serve --port 82 --api-key c --threads 2 other";
+        let (threads, args) = parse(file, line).unwrap();
+        assert_eq!(threads, Some(2));
         assert_eq!(
             (args.server.port, args.server.api_key),
             (82, vec!["c".to_owned()])

@@ -1,6 +1,7 @@
 //! Connections: accepted within a bound, each with its own time-outs, and closed without cutting
 //! off an answer.
 
+use super::stall::Stalling;
 use axum::Router;
 use axum::body::Body;
 use axum::http::Request;
@@ -22,6 +23,8 @@ pub(crate) struct Limits {
     pub(crate) header_bytes: usize,
     /// For headers, and for a connection that lies idle.
     pub(crate) header_timeout: Duration,
+    /// For a client to take some of what is sent to it.
+    pub(crate) write_timeout: Duration,
 }
 
 /// Lines of headers that one request may have.
@@ -76,7 +79,10 @@ async fn serve(
         .header_read_timeout(limits.header_timeout)
         .max_headers(MAX_HEADERS)
         .max_header_size(limits.header_bytes)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+        .serve_connection(
+            TokioIo::new(Stalling::new(stream, limits.write_timeout)),
+            TowerToHyperService::new(service),
+        );
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),

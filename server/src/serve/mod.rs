@@ -11,6 +11,7 @@ mod options;
 mod otlp;
 mod router;
 mod shutdown;
+mod stall;
 mod state;
 mod trace;
 
@@ -66,6 +67,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
         connections: server.max_connections,
         header_bytes: server.max_header_bytes.max(8 << 10),
         header_timeout: server.header_timeout,
+        write_timeout: server.write_timeout,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // The rest computes.

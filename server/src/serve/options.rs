@@ -5,6 +5,7 @@ use crate::cli::{CacheArgs, LoadArgs, parse_size};
 use crate::fetch::{FetchOptions, PrivateAddresses};
 use crate::openai::ToolFormat;
 use anyhow::Result;
+use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 use kiln_engine::{EngineOptions, Policy};
 use kiln_registry::MediaCounts;
@@ -95,6 +96,15 @@ pub(crate) struct ServerArgs {
     /// Seconds for the body of a request.
     #[arg(long, default_value = "60", value_name = "SECONDS", value_parser = seconds, env = "KILN_BODY_TIMEOUT")]
     pub(crate) body_timeout: Duration,
+    /// Seconds that a client may take nothing of what is sent to it.
+    #[arg(
+        long,
+        default_value = "60",
+        value_name = "SECONDS",
+        value_parser = seconds,
+        env = "KILN_WRITE_TIMEOUT"
+    )]
+    pub(crate) write_timeout: Duration,
     /// Seconds that running requests have to end once the server is told to.
     #[arg(long, default_value = "30", value_name = "SECONDS", value_parser = seconds, env = "KILN_DRAIN_TIMEOUT")]
     pub(crate) drain_timeout: Duration,
@@ -154,7 +164,7 @@ pub(crate) struct MediaArgs {
     )]
     pub(crate) media_concurrency: usize,
     /// Take embeddings in place of media: only where every client is trusted.
-    #[arg(long, env = "KILN_ENABLE_MM_EMBEDS")]
+    #[arg(long, env = "KILN_ENABLE_MM_EMBEDS", value_parser = FalseyValueParser::new())]
     pub(crate) enable_mm_embeds: bool,
 }
 
@@ -180,7 +190,7 @@ pub(crate) struct QueueArgs {
     )]
     pub(crate) scheduling_policy: Policy,
     /// Compute every prompt anew.
-    #[arg(long, env = "KILN_NO_PREFIX_CACHE")]
+    #[arg(long, env = "KILN_NO_PREFIX_CACHE", value_parser = FalseyValueParser::new())]
     pub(crate) no_prefix_cache: bool,
     /// Bytes of encoder rows that are kept.
     #[arg(long, default_value = "256MiB", value_name = "SIZE", value_parser = parse_size, env = "KILN_ENCODER_CACHE_BYTES")]

@@ -81,6 +81,7 @@ pub(crate) async fn watch(State(state): State<Shared>, request: Request, next: N
     let mut sent = Sent {
         began: Instant::now(),
         status: 0,
+        polled: matches!(request.uri().path(), "/health" | "/ready" | "/metrics"),
         span: span.clone(),
         _in_flight: state.begin(),
     };
@@ -200,6 +201,8 @@ impl HttpBody for Watched {
 struct Sent {
     began: Instant,
     status: u16,
+    /// Supervisors ask every few seconds: that is no news.
+    polled: bool,
     span: Span,
     _in_flight: InFlight,
 }
@@ -209,6 +212,7 @@ impl Drop for Sent {
         let seconds = self.began.elapsed().as_secs_f64();
         let status = self.status;
         self.span.in_scope(|| match status {
+            200 if self.polled => tracing::debug!(status, seconds, "answered"),
             // The client left before there was an answer.
             0 => tracing::info!(seconds, "gone"),
             500.. => tracing::error!(status, seconds, "answered"),

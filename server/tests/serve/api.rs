@@ -433,3 +433,32 @@ fn metrics_have_the_protocols_names() {
         assert!(text.text().contains(name), "{name}");
     }
 }
+
+#[test]
+fn a_flag_goes_before_the_environment_and_that_before_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("kiln.toml");
+    let content = "served-model-name = 'file'\nkv-blocks = 64\nport = 0\nmax-body-bytes = '1KiB'\n";
+    std::fs::write(&file, content).unwrap();
+    let config = file.to_str().unwrap();
+    let name = "KILN_SERVED_MODEL_NAME";
+    for (arguments, environment, expected) in [
+        (vec!["serve", "--config", config], vec![], "file"),
+        (
+            vec!["serve"],
+            vec![("KILN_CONFIG", config), (name, "environment")],
+            "environment",
+        ),
+        (
+            vec!["serve", "--config", config, "--served-model-name", "flag"],
+            vec![(name, "environment"), ("KILN_NO_PREFIX_CACHE", "1")],
+            "flag",
+        ),
+    ] {
+        let server = Server::spawn(&arguments, &environment);
+        let models = server.get("/v1/models").json();
+        assert_eq!(models["data"][0]["id"], expected);
+        let long = json!({"prompt": "x".repeat(2000)});
+        server.post("/v1/completions", &long).error(413);
+    }
+}

@@ -169,6 +169,32 @@ fn row_15_slow_and_endless_media_servers() {
     refused(&server, &media.url("/lie"), "--media-max-bytes");
     refused(&server, &media.url("/garbage"), "HTTP");
     server.is_well();
+
+    // Whoever waits for a media server holds up nobody who does not.
+    let server = Server::start(&[
+        "--allow-private-media-addresses",
+        "127.0.0.1",
+        "--media-timeout",
+        "3",
+        "--media-concurrency",
+        "1",
+    ]);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let response = server.chat(&ask(&[&media.url("/silent")], "What?"));
+                assert!(matches!(response.status, 400 | 429), "{}", response.text());
+            });
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        let began = Instant::now();
+        server.is_well();
+        assert!(
+            began.elapsed() < Duration::from_secs(2),
+            "{:?}",
+            began.elapsed()
+        );
+    });
 }
 
 #[test]

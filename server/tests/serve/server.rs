@@ -66,7 +66,7 @@ impl Server {
             arguments.extend(["--kv-blocks", "512"]);
         }
         arguments.extend(options);
-        let mut server = Self::spawn(&arguments);
+        let mut server = Self::spawn(&arguments, &[]);
         server.answer = match model {
             "builtin" => server.good_answer(),
             _ => String::new(),
@@ -74,10 +74,12 @@ impl Server {
         server
     }
 
-    fn spawn(arguments: &[&str]) -> Self {
+    /// With arguments and environment as they are.
+    pub(crate) fn spawn(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_kiln"))
             .args(arguments)
             .env_remove("RUST_LOG")
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

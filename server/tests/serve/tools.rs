@@ -24,7 +24,7 @@ const HERMES: &str = "{%- if tools -%}Call with <tool_call>: {%- for tool in too
 fn body(more: Value) -> Value {
     let mut body = json!({
         "messages": [{"role": "user", "content": "a"}],
-        "max_tokens": 200,
+        "max_tokens": 400,
         "temperature": 0,
         "tools": [
             {"type": "function", "function": {"name": "look", "parameters": {

@@ -24,4 +24,5 @@ mod pixels;
 mod profiling;
 mod runs;
 mod serving;
+mod stress;
 mod support;
