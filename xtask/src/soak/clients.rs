@@ -171,6 +171,9 @@ impl Client<'_> {
             if failed {
                 // A server that is down is not asked a thousand times a second.
                 std::thread::sleep(Duration::from_millis(200));
+            } else if self.kind == Kind::Bad {
+                // Refusals take no time; they should not be all that there is.
+                std::thread::sleep(Duration::from_millis(20));
             }
         }
     }

@@ -115,13 +115,14 @@ impl Report {
         if let Some(last) = self.last {
             println!(
                 "at the end {} run, {} wait, {:.4} of the KV cache is held; {} preemptions, {} \
-                 encodings and {} prompt tokens came from caches",
+                 encodings and {} prompt tokens came from caches, which hold {:.1} MiB",
                 last.running,
                 last.waiting,
                 last.kv_usage,
                 last.preemptions,
                 last.encoder_hits,
-                last.prefix_hits
+                last.prefix_hits,
+                last.cache_bytes / MIB
             );
         }
         if !self.ended.is_empty() {

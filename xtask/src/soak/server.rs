@@ -8,6 +8,14 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// Caches that are full within a minute: what grows behind that is no cache.
+const CACHES: [&str; 4] = [
+    "--encoder-cache-bytes",
+    "16MiB",
+    "--processor-cache-bytes",
+    "16MiB",
+];
+
 /// What the server may take to end when it is told to.
 const END: Duration = Duration::from_secs(30);
 
@@ -25,6 +33,8 @@ pub(super) struct Figures {
     pub(super) preemptions: f64,
     pub(super) encoder_hits: f64,
     pub(super) prefix_hits: f64,
+    /// Of encoder rows and mapped items.
+    pub(super) cache_bytes: f64,
 }
 
 impl Figures {
@@ -39,7 +49,10 @@ impl Server {
     pub(super) fn start(binary: &Path, flags: &[String]) -> Result<Self> {
         let mut child = Command::new(binary)
             .args(["serve", "builtin", "--host", "127.0.0.1", "--port", "0"])
+            .args(CACHES)
             .args(flags)
+            // Refusals are part of it, and by the thousand.
+            .env("RUST_LOG", "error")
             .stdout(Stdio::piped())
             .stdin(Stdio::null())
             .spawn()
@@ -100,6 +113,7 @@ impl Server {
             preemptions: sum("vllm:num_preemptions_total")?,
             encoder_hits: sum("kiln:encoder_cache_hits_total")?,
             prefix_hits: sum("vllm:prefix_cache_hits_total")?,
+            cache_bytes: sum("kiln:encoder_cache_bytes")? + sum("kiln:processor_cache_bytes")?,
         })
     }
 
