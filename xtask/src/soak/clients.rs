@@ -285,7 +285,7 @@ impl Client<'_> {
             _ => self.work.sample.clone(),
         };
         let mut body = body("Describe the picture.", &picture);
-        body["stream"] = (number % 3 != 0).into();
+        body["stream"] = (!number.is_multiple_of(3)).into();
         body["ignore_eos"] = true.into();
         body["max_tokens"] = 800.into();
         let text = body.to_string();
