@@ -75,6 +75,6 @@ mod tests {
             .decode(text.split(',').nth(1).unwrap())
             .unwrap();
         assert_eq!(bytes.len(), 54 + (SIDE * SIDE * 3) as usize);
-        assert_eq!((SIDE * 3) % 4, 0);
+        assert!((SIDE * 3).is_multiple_of(4));
     }
 }
