@@ -7,8 +7,10 @@ use std::process::Command;
 
 const PROMPT_TOKENS: &str = "32";
 const OUTPUT_TOKENS: &str = "64";
-/// Runs within one process, behind one that warms up.
-const REPEAT: &str = "3";
+/// Runs within one process, behind one that warms up: of several requests at once, one is many.
+fn repeat(concurrency: usize) -> &'static str {
+    if concurrency == 1 { "3" } else { "1" }
+}
 
 /// An engine with its weights in one width.
 #[derive(Debug, Clone)]
@@ -134,7 +136,8 @@ impl Contender {
                     "--output-tokens",
                     OUTPUT_TOKENS,
                 ]);
-                command.args(["--concurrency", &at_once, "--repeat", REPEAT]);
+                let repeat = repeat(concurrency);
+                command.args(["--concurrency", &at_once, "--repeat", repeat]);
                 // As the rivals are told.
                 command.args(["--max-batched-tokens", "2048"]);
                 if self.bits < 16 {
@@ -150,7 +153,7 @@ impl Contender {
                     "openvino" => args.work.join(format!("openvino/{shape}-{}", self.weights)),
                     _ => checkpoint,
                 };
-                let mut command = rival(python, name, &model, &picture, &at_once);
+                let mut command = rival(python, name, &model, &picture, concurrency);
                 command.args(["--dtype", "bf16"]);
                 model.exists().then_some(command)
             }
@@ -158,7 +161,7 @@ impl Contender {
                 let gguf = args.work.join("gguf");
                 let model = gguf.join(format!("{shape}-{}.gguf", self.weights));
                 let tower = gguf.join(format!("mmproj-{shape}-bf16.gguf"));
-                let mut command = rival(python, "llama.cpp", &model, &picture, &at_once);
+                let mut command = rival(python, "llama.cpp", &model, &picture, concurrency);
                 command.arg("--mmproj").arg(&tower).arg("--bin").arg(bin);
                 (model.exists() && tower.exists()).then_some(command)
             }
@@ -166,7 +169,7 @@ impl Contender {
     }
 }
 
-fn rival(python: &Path, name: &str, model: &Path, picture: &Path, at_once: &str) -> Command {
+fn rival(python: &Path, name: &str, model: &Path, picture: &Path, concurrency: usize) -> Command {
     let mut command = Command::new(python);
     command.args(["xtask/python/bench_rivals.py", name, "--model"]);
     command.arg(model).arg("--picture").arg(picture);
@@ -176,7 +179,8 @@ fn rival(python: &Path, name: &str, model: &Path, picture: &Path, at_once: &str)
         "--output-tokens",
         OUTPUT_TOKENS,
     ]);
-    command.args(["--concurrency", at_once, "--repeat", REPEAT]);
+    let at_once = concurrency.to_string();
+    command.args(["--concurrency", &at_once, "--repeat", repeat(concurrency)]);
     command
 }
 

@@ -28,7 +28,7 @@ pub(crate) struct Args {
     /// Rounds; of each figure the middle one is told.
     #[arg(long, default_value_t = 3, value_name = "N")]
     rounds: usize,
-    /// Requests at once.
+    /// Requests at once, of the first shape; of the others the first number is run.
     #[arg(long, value_delimiter = ',', default_value = "1,8")]
     concurrency: Vec<usize>,
     /// Threads of Kiln [default: one a core, as the rivals].
@@ -53,6 +53,15 @@ pub(crate) struct Args {
     /// The page to write.
     #[arg(long, value_name = "FILE", default_value = "docs/benchmarks.md")]
     out: PathBuf,
+}
+
+impl Args {
+    fn at_once(&self, shape: &str) -> &[usize] {
+        match self.shapes.first() {
+            Some(first) if first == shape => &self.concurrency,
+            _ => &self.concurrency[..self.concurrency.len().min(1)],
+        }
+    }
 }
 
 /// Figures by shape, contender and concurrency, one of each round.
@@ -86,7 +95,7 @@ pub(crate) fn run(python: &Path, args: &Args) -> Result<()> {
     for round in 1..=args.rounds {
         for shape in &args.shapes {
             for (index, contender) in contenders.iter().enumerate() {
-                for concurrency in &args.concurrency {
+                for concurrency in args.at_once(shape) {
                     let Some(mut command) = contender.command(shape, *concurrency, args) else {
                         continue;
                     };

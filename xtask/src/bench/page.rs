@@ -22,7 +22,7 @@ pub(crate) fn write(
          Written by `cargo xtask bench`; nothing here is typed by hand. Kiln and its rivals ran in turn\n\
          on one machine with the same weights (random, at real shapes), the same picture (640x480) and\n\
          32 tokens of text, 64 new tokens, greedy. Times are medians over {} of processes that\n\
-         each warm up and run three times; on a shared machine, differences under a tenth are noise. A\n\
+         each warm up and run three times (of several requests at once, once); on a shared machine, differences under a tenth are noise. A\n\
          ratio is Kiln's time over the rival's at the same width of weights: below 1, Kiln is faster.\n\n\
          | | |\n|---|---|\n| date | {} |\n| machine | {} |\n| commit | {} |\n| command | `{}` |",
         match args.rounds {
@@ -45,7 +45,7 @@ pub(crate) fn write(
     writeln!(out, "| rivals | {} |", versions.join("; "))?;
     for shape in &args.shapes {
         writeln!(out, "\n## Shape {shape}")?;
-        for concurrency in &args.concurrency {
+        for concurrency in args.at_once(shape) {
             table(&mut out, contenders, results, shape, *concurrency)?;
         }
         for (index, contender) in contenders.iter().enumerate() {
