@@ -50,6 +50,9 @@ pub(crate) struct Args {
     /// page.
     #[arg(long)]
     growth: bool,
+    /// Also `kiln serve` on the first shape, seen by clients over HTTP.
+    #[arg(long)]
+    server: bool,
     /// The page to write.
     #[arg(long, value_name = "FILE", default_value = "docs/benchmarks.md")]
     out: PathBuf,
@@ -124,7 +127,16 @@ pub(crate) fn run(python: &Path, args: &Args) -> Result<()> {
             .transpose()?,
         false => None,
     };
-    let page = page::write(&contenders, &results, &failed, growth.as_ref(), args)?;
+    let server = match args.server {
+        true => args
+            .shapes
+            .first()
+            .map(|shape| serve(python, shape, args))
+            .transpose()?,
+        false => None,
+    };
+    let beside = page::Beside { growth, server };
+    let page = page::write(&contenders, &results, &failed, &beside, args)?;
     fs::write(&args.out, page).with_context(|| args.out.display().to_string())
 }
 
@@ -146,6 +158,26 @@ fn grow(shape: &str, args: &Args) -> Result<serde_json::Value> {
         bail!("{}", String::from_utf8_lossy(&output.stderr));
     }
     serde_json::from_slice(&output.stdout).context("the output holds no figures")
+}
+
+/// What clients see of the server.
+fn serve(python: &Path, shape: &str, args: &Args) -> Result<serde_json::Value> {
+    eprintln!("the server on {shape}");
+    let models = args.work.join("models");
+    let mut command = Command::new(python);
+    command.args([
+        "xtask/python/bench_server.py",
+        "--bin",
+        "target/release/kiln",
+    ]);
+    command.arg("--model").arg(models.join(shape));
+    command.arg("--picture").arg(models.join("picture.png"));
+    let most = args.concurrency.iter().max().copied().unwrap_or(1);
+    command.args(["--concurrency", &most.to_string()]);
+    let output = command.output().context("can't start Python")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let last = text.lines().last().unwrap_or_default();
+    serde_json::from_str(last).with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
 /// The JSON that a contender's output ends with.

@@ -8,11 +8,17 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::process::Command;
 
+/// What was measured beside the contenders.
+pub(crate) struct Beside {
+    pub(crate) growth: Option<Value>,
+    pub(crate) server: Option<Value>,
+}
+
 pub(crate) fn write(
     contenders: &[Contender],
     results: &Results,
     failed: &BTreeMap<String, String>,
-    growth: Option<&Value>,
+    beside: &Beside,
     args: &Args,
 ) -> Result<String> {
     let mut out = String::new();
@@ -56,7 +62,15 @@ pub(crate) fn write(
             }
         }
     }
-    if let Some(growth) = growth {
+    if let Some(server) = &beside.server {
+        let own = contenders.iter().position(|c| c.is_kiln() && c.bits == 16);
+        let engine = |concurrency: usize| -> Option<&Measured> {
+            let shape = args.shapes.first()?.clone();
+            results.get(&(shape, own?, concurrency))?.last()
+        };
+        served(&mut out, server, engine)?;
+    }
+    if let Some(growth) = &beside.growth {
         grown(&mut out, growth, args)?;
     }
     if !failed.is_empty() {
@@ -96,8 +110,10 @@ fn command(args: &Args) -> String {
     if let Some(threads) = args.threads {
         words.push(format!("--threads {threads}"));
     }
-    if args.growth {
-        words.push("--growth".to_owned());
+    for (flag, given) in [("--server", args.server), ("--growth", args.growth)] {
+        if given {
+            words.push(flag.to_owned());
+        }
     }
     words.join(" ")
 }
@@ -181,6 +197,72 @@ fn phases(out: &mut String, name: &str, details: &Value) -> std::fmt::Result {
         )?;
     }
     Ok(())
+}
+
+/// What clients see of the server, beside the engine alone.
+fn served<'a>(
+    out: &mut String,
+    server: &Value,
+    engine: impl Fn(usize) -> Option<&'a Measured>,
+) -> std::fmt::Result {
+    let number = |key: &str| server[key].as_f64().unwrap_or(f64::NAN);
+    let most = server["concurrency"].as_u64().unwrap_or(1) as usize;
+    let alone =
+        |concurrency, figure: fn(&Measured) -> f64| engine(concurrency).map_or(f64::NAN, figure);
+    writeln!(
+        out,
+        "\n## Server\n\n`kiln serve` in bf16, seen by clients over HTTP. With the caches off and the \
+         settings of `kiln bench`, beside\nthe engine alone in the same run:\n\n\
+         | | server | engine alone | ratio |\n|---|---|---|---|"
+    )?;
+    let rows = [
+        (
+            "time to first token s",
+            "time_to_first_token",
+            alone(1, |m| m.first_token),
+            1.0,
+        ),
+        (
+            "ms per token",
+            "time_per_output_token",
+            alone(1, |m| m.per_token),
+            1e3,
+        ),
+        (
+            "several at once, total s",
+            "total",
+            alone(most, |m| m.total),
+            1.0,
+        ),
+    ];
+    for (name, key, alone, unit) in rows {
+        let seen = number(key);
+        writeln!(
+            out,
+            "| {name} | {:.3} | {:.3} | {:.2} |",
+            seen * unit,
+            alone * unit,
+            seen / alone
+        )?;
+    }
+    writeln!(
+        out,
+        "\nAs users start it: the first token of a new picture and question after {:.3} s, of the same \
+         again after\n{:.3} s ({:.2} of it; {} tokens from the cache), of another question about it after \
+         {:.3} s.\n\n{} streams while {} prompts with new pictures arrive, a new one every two seconds \
+         or so: between two\ntokens of a stream {:.1} ms in the middle, {:.1} at the 90th percentile, \
+         {:.1} at the 99th.",
+        number("first"),
+        number("same_again"),
+        number("same_again") / number("first"),
+        server["cached_tokens"],
+        number("other_question"),
+        server["streams"],
+        server["arrivals"],
+        1e3 * number("gap_median"),
+        1e3 * number("gap_p90"),
+        1e3 * number("gap_p99"),
+    )
 }
 
 /// A token's cost by context and by batch.
