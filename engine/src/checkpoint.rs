@@ -63,6 +63,14 @@ impl Checkpoint {
         &self.name
     }
 
+    /// Its folder, where it is one.
+    pub(crate) fn folder(&self) -> Option<&Path> {
+        match &self.source {
+            Source::Folder(folder) => Some(folder),
+            Source::Embedded(_) => None,
+        }
+    }
+
     /// A JSON file's content, `None` when there is no such file.
     ///
     /// # Errors

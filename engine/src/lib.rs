@@ -17,6 +17,7 @@ mod blocks;
 mod cache;
 mod checkpoint;
 mod configs;
+mod derived;
 mod detokenize;
 mod device;
 mod engine;

@@ -4,6 +4,7 @@
 use crate::Checkpoint;
 use crate::cache::ProcessorCache;
 use crate::configs::{GenerationConfig, architectures, processor_config};
+use crate::derived::DerivedFolder;
 use crate::pipeline::{InputPipeline, ModelShape};
 use crate::profile::dummy_inputs;
 use crate::sampling::Guides;
@@ -11,11 +12,12 @@ use crate::template::ChatTemplate;
 use crate::tokenizer::HfTokenizer;
 use burn::tensor::Device;
 use kiln_registry::{
-    DecodeLimits, Error, InputContext, LoadContext, MediaCounts, MultiModalModel, Progress,
-    Quantization, Registry, Result, WeightDType,
+    DecodeLimits, DerivedFiles, Error, InputContext, LoadContext, MediaCounts, MultiModalModel,
+    Progress, Quantization, Registry, Result, WeightDType,
 };
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// How to load a checkpoint.
@@ -27,6 +29,9 @@ pub struct ModelOptions {
     pub dtype: WeightDType,
     /// Narrower weights of linear layers, made as they are loaded.
     pub quantize: Option<Quantization>,
+    /// A folder to keep narrowed weights in, so that the next start maps them instead of making them;
+    /// `None`: they are made at each start.
+    pub cache_dir: Option<PathBuf>,
     /// Items per prompt, where they differ from the modality's default.
     pub limit_mm_per_prompt: MediaCounts,
     /// Tokens of one sequence; `None`: as many as the model was made for.
@@ -47,6 +52,7 @@ impl Default for ModelOptions {
             device: Device::flex(),
             dtype: WeightDType::Auto,
             quantize: None,
+            cache_dir: None,
             limit_mm_per_prompt: MediaCounts::new(),
             max_model_len: None,
             mm_processor_kwargs: None,
@@ -91,12 +97,18 @@ impl LoadedModel {
             .modalities()
             .map(|m| Ok((m, entry.max_tokens(&context, m)?)))
             .collect::<Result<BTreeMap<_, _>>>()?;
+        let derived = options
+            .cache_dir
+            .as_deref()
+            .filter(|_| options.quantize.is_some())
+            .and_then(|root| DerivedFolder::new(root, checkpoint));
         let model = entry.load(&LoadContext {
             input: &context,
             files: checkpoint,
             device: &options.device,
             dtype: options.dtype,
             quantize: options.quantize,
+            derived: derived.as_ref().map(|d| d as &dyn DerivedFiles),
             progress,
         })?;
         let positions = model.max_position_embeddings();

@@ -20,6 +20,7 @@
 //! [`Encoded::features`] <= [`ModelEntry::max_tokens`]. The engine checks it item by item.
 
 mod context;
+mod derived;
 mod entry;
 mod error;
 mod kv;
@@ -31,6 +32,7 @@ mod prompt;
 mod tensors;
 
 pub use context::{InputContext, MediaCounts, Tokenizer};
+pub use derived::DerivedFiles;
 pub use entry::{
     DummyData, DummyInputs, InputProcessor, MAX_MODALITIES, MaxTokens, ModalitySupport, ModelEntry,
 };

@@ -1,6 +1,6 @@
 //! What the engine runs: a loaded model, and how a crate loads one.
 
-use crate::{Error, ForwardBatch, InputContext, KvSpec, NamedTensors, Result};
+use crate::{DerivedFiles, Error, ForwardBatch, InputContext, KvSpec, NamedTensors, Result};
 use burn::tensor::{Device, Int, Tensor};
 use bytes::Bytes;
 
@@ -88,6 +88,8 @@ pub struct LoadContext<'a> {
     pub dtype: WeightDType,
     /// Whether the weights of linear layers are narrowed, and to what; `dtype` holds for the others.
     pub quantize: Option<Quantization>,
+    /// Where to keep what is made of the weights, for the next start.
+    pub derived: Option<&'a dyn DerivedFiles>,
     /// Told after each tensor.
     pub progress: Progress<'a>,
 }

@@ -104,6 +104,10 @@ pub(crate) struct LoadArgs {
     /// Narrow the weights of linear layers as they are loaded: q8 or q4.
     #[arg(long, value_name = "BITS", env = "KILN_QUANTIZE")]
     pub(crate) quantize: Option<String>,
+    /// Folder to keep narrowed weights in, so that the next start maps them instead of making them;
+    /// `none`: nowhere [default: kiln in the user's cache folder].
+    #[arg(long, env = "KILN_CACHE_DIR", value_name = "DIR")]
+    pub(crate) cache_dir: Option<PathBuf>,
     /// Where to run: cpu, cuda or cuda:N.
     #[arg(
         long,
@@ -388,11 +392,25 @@ impl LoadArgs {
                 .as_deref()
                 .map(str::parse::<Quantization>)
                 .transpose()?,
+            cache_dir: self.cache_dir(),
             limit_mm_per_prompt: limits,
             max_model_len: self.max_model_len,
             mm_processor_kwargs: kwargs,
             ..ModelOptions::default()
         })
+    }
+
+    fn cache_dir(&self) -> Option<PathBuf> {
+        match &self.cache_dir {
+            Some(folder) if folder.as_os_str() == "none" => None,
+            Some(folder) => Some(folder.clone()),
+            None => {
+                let given = std::env::var_os("XDG_CACHE_HOME").filter(|folder| !folder.is_empty());
+                let caches = given.map(PathBuf::from);
+                let caches = caches.or_else(|| Some(std::env::home_dir()?.join(".cache")))?;
+                Some(caches.join("kiln"))
+            }
+        }
     }
 }
 

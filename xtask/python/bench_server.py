@@ -25,8 +25,8 @@ BARE = [
     "--max-batched-tokens=2048",
     "--long-prefill-token-threshold=2048",
     "--no-prefix-cache",
-    "--encoder-cache-bytes=0",
-    "--processor-cache-bytes=0",
+    "--encoder-cache-bytes=1",
+    "--processor-cache-bytes=1",
 ]
 STREAMS = 4
 ARRIVALS = 6

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use cubecl_environment::bytes::AllocationProperty;
 use half::{bf16, f16};
 use kiln_registry::{
-    CheckpointFiles, Error, LoadContext, Progress, Quantization, Result, WeightDType,
+    CheckpointFiles, DerivedFiles, Error, LoadContext, Progress, Quantization, Result, WeightDType,
 };
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
@@ -39,6 +39,7 @@ pub struct Weights<'a> {
     device: &'a Device,
     dtype: WeightDType,
     quantize: Option<Quantization>,
+    derived: Option<&'a dyn DerivedFiles>,
     progress: Progress<'a>,
     used: RefCell<Used>,
 }
@@ -94,6 +95,7 @@ impl<'a> Weights<'a> {
             device: ctx.device,
             dtype: ctx.dtype,
             quantize: ctx.quantize,
+            derived: ctx.derived,
             progress: ctx.progress,
             used: RefCell::default(),
         })
@@ -236,7 +238,8 @@ impl Scope<'_> {
         self.weights.quantize
     }
 
-    /// A linear layer's weight, rounded to a few bits, from the mapped file as it lies there.
+    /// A linear layer's weight, rounded to a few bits, from the mapped file as it lies there; or as it
+    /// was rounded and kept at an earlier start.
     ///
     /// # Errors
     /// As [`weight`](Self::weight), and when a row is too long for sums of 32 bits.
@@ -256,10 +259,32 @@ impl Scope<'_> {
             return Err(Error::tensor(self.name(name), what));
         }
         let wide = shape[0] * shape[1] * wanted.size();
-        let weight = QuantizedWeight::from_data(&data, kind, self.weights.device);
+        let weight = self.rounded_or_kept(&self.name(name), &data, kind);
         let mut used = self.weights.used.borrow_mut();
         used.bytes = used.bytes - wide + weight.bytes();
         Ok(weight)
+    }
+
+    fn rounded_or_kept(
+        &self,
+        name: &str,
+        data: &TensorData,
+        kind: Quantization,
+    ) -> QuantizedWeight {
+        let device = self.weights.device;
+        let Some(derived) = self.weights.derived else {
+            return QuantizedWeight::from_data(data, kind, device, |_| {});
+        };
+        // What it is made from is part of the name: another type rounds to other numbers.
+        let file = format!("{name} {kind:?} {:?} {:?}", data.shape(), data.dtype());
+        let file = format!("{file} {}", QuantizedWeight::FORMAT);
+        let [n, k] = data.shape().dims();
+        let kept = derived
+            .read(&file)
+            .and_then(|kept| QuantizedWeight::from_kept(kept, kind, [n, k], device));
+        kept.unwrap_or_else(|| {
+            QuantizedWeight::from_data(data, kind, device, |parts| derived.keep(&file, parts))
+        })
     }
 
     /// A small vector (bias, norm, ...): always f32, since it costs nothing and is summed exactly.

@@ -306,6 +306,7 @@ fn load(
             device,
             dtype: WeightDType::F32,
             quantize: None,
+            derived: None,
             progress: &|_, _| {},
         })
     })

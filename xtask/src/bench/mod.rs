@@ -119,22 +119,20 @@ pub(crate) fn run(python: &Path, args: &Args) -> Result<()> {
             }
         }
     }
-    let growth = match args.growth {
-        true => args
-            .shapes
-            .first()
-            .map(|shape| grow(shape, args))
-            .transpose()?,
-        false => None,
+    // What was measured so far is not lost for what fails behind it.
+    let mut beside = |label: &str, wanted: bool, run: &dyn Fn(&str) -> Result<_>| {
+        let shape = args.shapes.first().filter(|_| wanted)?;
+        let result = run(shape);
+        if let Err(error) = &result {
+            eprintln!("left out: {error:#}");
+            failed.insert(label.to_owned(), format!("{error:#}"));
+        }
+        result.ok()
     };
-    let server = match args.server {
-        true => args
-            .shapes
-            .first()
-            .map(|shape| serve(python, shape, args))
-            .transpose()?,
-        false => None,
-    };
+    let growth = beside("growth", args.growth, &|shape| grow(shape, args));
+    let server = beside("the server", args.server, &|shape| {
+        serve(python, shape, args)
+    });
     let beside = page::Beside { growth, server };
     let page = page::write(&contenders, &results, &failed, &beside, args)?;
     fs::write(&args.out, page).with_context(|| args.out.display().to_string())

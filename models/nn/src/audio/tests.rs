@@ -55,6 +55,7 @@ fn with_tower(check: impl FnOnce(&AudioTower)) {
         device: &Device::flex(),
         dtype: WeightDType::F32,
         quantize: None,
+        derived: None,
         progress: &|_, _| {},
     };
     let weights = Weights::open(&ctx, &[]).unwrap();

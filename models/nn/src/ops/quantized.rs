@@ -99,18 +99,58 @@ impl QuantizedWeight {
     /// `weight`: `[out, in]`, `f32`, `bf16` or `f16`; at most [`MAX_K`](Self::MAX_K) elements in a row.
     pub fn new(weight: Tensor<2>, kind: Quantization) -> Self {
         let device = weight.device();
-        Self::from_data(&weight.into_data(), kind, &device)
+        Self::from_data(&weight.into_data(), kind, &device, |_| {})
     }
 
-    /// [`new`](Self::new) from numbers on the host, which are read in place.
-    pub(crate) fn from_data(weight: &TensorData, kind: Quantization, device: &Device) -> Self {
+    /// Changes whenever the same weight is rounded or packed to other bytes.
+    pub(crate) const FORMAT: u32 = 1;
+
+    /// [`new`](Self::new) from numbers on the host, which are read in place. `keep` sees what
+    /// [`from_kept`](Self::from_kept) takes, in parts.
+    pub(crate) fn from_data(
+        weight: &TensorData,
+        kind: Quantization,
+        device: &Device,
+        keep: impl FnOnce(&[bytes::Bytes]),
+    ) -> Self {
         let [n, k] = weight.shape().dims();
         assert!(k <= Self::MAX_K, "sums over {k} elements fit 32 bits");
         let packing = Packing { kind, n, k };
         let (data, scales) = flex::pack(weight, packing);
+        let stored = bytemuck::cast_slice(&scales);
+        keep(&[data.clone(), bytes::Bytes::copy_from_slice(stored)]);
+        Self::from_parts(data, scales, packing, device)
+    }
+
+    /// What was kept of a weight of this shape; `None` when it can't be that. Its numbers stay where
+    /// they are.
+    pub(crate) fn from_kept(
+        kept: bytes::Bytes,
+        kind: Quantization,
+        [n, k]: [usize; 2],
+        device: &Device,
+    ) -> Option<Self> {
+        let packing = Packing { kind, n, k };
+        let numbers = packing.groups() * packing.group_bytes();
+        let scales = packing.groups() * GROUP * size_of::<f32>();
+        // The kernels read whole lines.
+        if kept.len() != numbers + scales || !(kept.as_ptr() as usize).is_multiple_of(64) {
+            return None;
+        }
+        let scales: Vec<f32> = kept[numbers..]
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|bytes| f32::from_le_bytes(*bytes))
+            .collect();
+        let data = kept.slice(..numbers);
+        Some(Self::from_parts(data, scales, packing, device))
+    }
+
+    fn from_parts(data: bytes::Bytes, scales: Vec<f32>, packing: Packing, device: &Device) -> Self {
         let count = scales.len();
         Self {
-            data: Self::numbers(data, kind, device),
+            data: Self::numbers(data, packing.kind, device),
             scales: Tensor::from_data(TensorData::new(scales, [count]), (device, DType::F32)),
             packing,
         }

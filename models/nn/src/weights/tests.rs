@@ -4,7 +4,8 @@ use super::*;
 use kiln_registry::{InputContext, MediaCounts, Tokenizer};
 use safetensors::tensor::{TensorView, serialize};
 use serde_json::json;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 
 struct File(Bytes);
 
@@ -36,6 +37,15 @@ impl Tokenizer for NoTokenizer {
 
 /// Loads `weight` of a checkpoint that has it in `bf16`.
 fn quantized(numbers: &[f32], shape: [usize; 2], kind: Quantization) -> Result<QuantizedWeight> {
+    quantized_or_kept(numbers, shape, kind, None)
+}
+
+fn quantized_or_kept(
+    numbers: &[f32],
+    shape: [usize; 2],
+    kind: Quantization,
+    derived: Option<&dyn DerivedFiles>,
+) -> Result<QuantizedWeight> {
     let bytes: Vec<u8> = numbers
         .iter()
         .flat_map(|x| bf16::from_f32(*x).to_le_bytes())
@@ -55,6 +65,7 @@ fn quantized(numbers: &[f32], shape: [usize; 2], kind: Quantization) -> Result<Q
         device: &Device::flex(),
         dtype: WeightDType::Auto,
         quantize: Some(kind),
+        derived,
         progress: &|_, _| {},
     };
     let weights = Weights::open(&ctx, &[])?;
@@ -75,6 +86,52 @@ fn a_weight_is_rounded_from_the_file_as_it_is_from_a_tensor() {
         assert_eq!(loaded.dims(), shape);
         assert!(loaded.parts() == made.parts(), "{kind:?}");
     }
+}
+
+/// Keeps in memory, and counts what is kept.
+#[derive(Default)]
+struct Kept(Mutex<BTreeMap<String, Vec<u8>>>, AtomicUsize);
+
+impl DerivedFiles for Kept {
+    fn read(&self, name: &str) -> Option<Bytes> {
+        let kept = self.0.lock().expect("a lock");
+        let content = kept.get(name)?;
+        // On the start of a line, as in a mapped file.
+        let mut room = vec![0; content.len() + 64];
+        let first = room.as_ptr().align_offset(64);
+        room[first..first + content.len()].copy_from_slice(content);
+        Some(Bytes::from(room).slice(first..first + content.len()))
+    }
+
+    fn keep(&self, name: &str, parts: &[Bytes]) {
+        self.1.fetch_add(1, Relaxed);
+        let mut kept = self.0.lock().expect("a lock");
+        kept.insert(name.to_owned(), parts.concat());
+    }
+}
+
+#[test]
+fn a_rounded_weight_is_kept_and_found_again() {
+    let shape = [21, 75];
+    let numbers: Vec<f32> = (0..21 * 75).map(|i| (i as f32 * 0.37).sin()).collect();
+    let kept = Kept::default();
+    let load = |kind| quantized_or_kept(&numbers, shape, kind, Some(&kept)).expect("a weight");
+    for (made, kind) in [Quantization::Q8, Quantization::Q4].into_iter().enumerate() {
+        let first = load(kind);
+        assert_eq!(kept.1.load(Relaxed), made + 1, "each kind is kept once");
+        let again = load(kind);
+        assert_eq!(kept.1.load(Relaxed), made + 1, "and found");
+        assert!(first.parts() == again.parts());
+        assert!(first.parts() == quantized(&numbers, shape, kind).expect("a weight").parts());
+    }
+    // What has another length was kept by another version: it is made anew.
+    let mut files = kept.0.lock().expect("a lock");
+    files.values_mut().for_each(|content| content.truncate(7));
+    drop(files);
+    let again = load(Quantization::Q8);
+    assert_eq!(kept.1.load(Relaxed), 3);
+    let fresh = quantized(&numbers, shape, Quantization::Q8).expect("a weight");
+    assert!(again.parts() == fresh.parts());
 }
 
 #[test]
