@@ -196,7 +196,8 @@ impl QuantizedWeight {
 }
 
 /// `x * weight^T + bias` on a quantized weight. A row of `x` is rounded to whole numbers of one step
-/// before it is multiplied: see [`CLIP`].
+/// before it is multiplied, which follows its mean magnitude; what exceeds eight bits is given a
+/// second number.
 ///
 /// # Shapes
 /// `x`: `[m, k]`, `weight`: `[n, k]`, `bias`: `[n]`; the result: `[m, n]`.
