@@ -127,7 +127,8 @@ fn is_plain(name: &str) -> bool {
         && !(name.len() >= 2 && name.as_bytes()[1] == b':')
 }
 
-fn map(path: &Path, name: &str) -> Result<Option<Bytes>> {
+/// A file mapped into memory; `None` where there is none.
+pub(crate) fn map(path: &Path, name: &str) -> Result<Option<Bytes>> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),

@@ -5,9 +5,9 @@
 //! not have its hash is as good as absent: a torn or altered file is written anew.
 
 use crate::Checkpoint;
+use crate::checkpoint::map;
 use bytes::Bytes;
 use kiln_registry::{CheckpointFiles, DerivedFiles};
-use memmap2::Mmap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -90,14 +90,11 @@ fn hash(parts: &[Bytes]) -> blake3::Hash {
 
 impl DerivedFiles for DerivedFolder {
     fn read(&self, name: &str) -> Option<Bytes> {
-        let file = File::open(self.path(name)).ok()?;
-        if file.metadata().ok()?.len() < 64 {
+        // Files of this folder are replaced, never changed.
+        let bytes = map(&self.path(name), name).ok()??;
+        if bytes.len() < 64 {
             return None;
         }
-        // SAFETY: as of a checkpoint's files: private, read-only, alive as long as any slice, and
-        // never longer than the file was. Files of this folder are replaced, not changed.
-        let mapping = unsafe { Mmap::map(&file) }.ok()?;
-        let bytes = Bytes::from_owner(mapping);
         let content = bytes.slice(64..);
         let told = blake3::Hash::from_slice(&bytes[..HASH]).ok()?;
         (hash(std::slice::from_ref(&content)) == told).then_some(content)

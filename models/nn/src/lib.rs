@@ -8,6 +8,8 @@ pub mod audio;
 pub mod decoder;
 mod encoder_layer;
 pub mod layers;
+#[cfg(test)]
+mod no_tokenizer;
 pub mod ops;
 pub mod placeholder;
 pub mod vision;

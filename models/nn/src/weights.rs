@@ -273,7 +273,7 @@ impl Scope<'_> {
     ) -> QuantizedWeight {
         let device = self.weights.device;
         let Some(derived) = self.weights.derived else {
-            return QuantizedWeight::from_data(data, kind, device, |_| {});
+            return QuantizedWeight::from_data(data, kind, device, |_, _| {});
         };
         // What it is made from is part of the name: another type rounds to other numbers.
         let file = format!("{name} {kind:?} {:?} {:?}", data.shape(), data.dtype());
@@ -283,7 +283,10 @@ impl Scope<'_> {
             .read(&file)
             .and_then(|kept| QuantizedWeight::from_kept(kept, kind, [n, k], device));
         kept.unwrap_or_else(|| {
-            QuantizedWeight::from_data(data, kind, device, |parts| derived.keep(&file, parts))
+            QuantizedWeight::from_data(data, kind, device, |numbers, scales| {
+                let scales = Bytes::copy_from_slice(bytemuck::cast_slice(scales));
+                derived.keep(&file, &[numbers.clone(), scales]);
+            })
         })
     }
 

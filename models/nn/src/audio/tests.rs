@@ -1,11 +1,10 @@
 //! The tower against `WhisperEncoder` on random weights, as `xtask/python/audio_goldens.py` wrote them.
 
 use super::*;
+use crate::no_tokenizer::NoTokenizer;
 use crate::weights::Weights;
 use bytes::Bytes;
-use kiln_registry::{
-    CheckpointFiles, InputContext, LoadContext, MediaCounts, Tokenizer, WeightDType,
-};
+use kiln_registry::{CheckpointFiles, InputContext, LoadContext, MediaCounts, WeightDType};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -22,22 +21,6 @@ impl CheckpointFiles for Golden {
 
     fn list(&self) -> Result<Vec<String>> {
         Ok(vec!["model.safetensors".to_owned()])
-    }
-}
-
-struct NoTokenizer;
-
-impl Tokenizer for NoTokenizer {
-    fn encode(&self, _: &str, _: bool) -> Result<Vec<u32>> {
-        Ok(vec![])
-    }
-
-    fn token_to_id(&self, _: &str) -> Option<u32> {
-        None
-    }
-
-    fn id_to_token(&self, _: u32) -> Option<String> {
-        None
     }
 }
 

@@ -99,26 +99,25 @@ impl QuantizedWeight {
     /// `weight`: `[out, in]`, `f32`, `bf16` or `f16`; at most [`MAX_K`](Self::MAX_K) elements in a row.
     pub fn new(weight: Tensor<2>, kind: Quantization) -> Self {
         let device = weight.device();
-        Self::from_data(&weight.into_data(), kind, &device, |_| {})
+        Self::from_data(&weight.into_data(), kind, &device, |_, _| {})
     }
 
     /// Changes whenever the same weight is rounded or packed to other bytes.
     pub(crate) const FORMAT: u32 = 1;
 
-    /// [`new`](Self::new) from numbers on the host, which are read in place. `keep` sees what
-    /// [`from_kept`](Self::from_kept) takes, in parts.
+    /// [`new`](Self::new) from numbers on the host, which are read in place. `keep` sees
+    /// numbers and scales: one behind the other they are what [`from_kept`](Self::from_kept) takes.
     pub(crate) fn from_data(
         weight: &TensorData,
         kind: Quantization,
         device: &Device,
-        keep: impl FnOnce(&[bytes::Bytes]),
+        keep: impl FnOnce(&bytes::Bytes, &[f32]),
     ) -> Self {
         let [n, k] = weight.shape().dims();
         assert!(k <= Self::MAX_K, "sums over {k} elements fit 32 bits");
         let packing = Packing { kind, n, k };
         let (data, scales) = flex::pack(weight, packing);
-        let stored = bytemuck::cast_slice(&scales);
-        keep(&[data.clone(), bytes::Bytes::copy_from_slice(stored)]);
+        keep(&data, &scales);
         Self::from_parts(data, scales, packing, device)
     }
 

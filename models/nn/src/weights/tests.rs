@@ -1,7 +1,8 @@
 //! What is rounded as it is loaded.
 
 use super::*;
-use kiln_registry::{InputContext, MediaCounts, Tokenizer};
+use crate::no_tokenizer::NoTokenizer;
+use kiln_registry::{InputContext, MediaCounts};
 use safetensors::tensor::{TensorView, serialize};
 use serde_json::json;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -16,22 +17,6 @@ impl CheckpointFiles for File {
 
     fn list(&self) -> Result<Vec<String>> {
         Ok(vec![SINGLE.to_owned()])
-    }
-}
-
-struct NoTokenizer;
-
-impl Tokenizer for NoTokenizer {
-    fn encode(&self, _: &str, _: bool) -> Result<Vec<u32>> {
-        Ok(vec![])
-    }
-
-    fn token_to_id(&self, _: &str) -> Option<u32> {
-        None
-    }
-
-    fn id_to_token(&self, _: u32) -> Option<String> {
-        None
     }
 }
 

@@ -241,7 +241,7 @@ impl<'a, E: Element> Task<'a, E> {
 
     /// Of a tile, the part that a row sees.
     #[inline(always)]
-    pub(super) fn part(&self, row: usize, base: usize) -> (usize, usize) {
+    fn part(&self, row: usize, base: usize) -> (usize, usize) {
         let (begin, end) = self.seen(row / self.group());
         let low = begin.saturating_sub(base).min(TILE);
         let high = end.saturating_sub(base).min(TILE);

@@ -10,7 +10,7 @@ use super::{
         int8::{Out, Rows, Slab, write},
         memory::{Line, lines},
     },
-    Tiles,
+    Tiles, cursor,
 };
 use crate::ops::quantized::{GROUP, STEP, STEP_BYTES_8};
 use std::arch::asm;
@@ -155,24 +155,9 @@ impl Pair {
     unsafe fn add(&self, rows: &Rows, steps: Range<usize>, slabs: &[Slab<'_>], before: bool) {
         // SAFETY: room for four tiles.
         unsafe {
-            if before {
-                asm!(
-                    "tileloadd tmm0, [{sums} + {line}]",
-                    "tileloadd tmm1, [{sums} + {line} + 1024]",
-                    "tileloadd tmm2, [{sums} + {line} + 2048]",
-                    "tileloadd tmm3, [{sums} + {line} + 3072]",
-                    sums = in(reg) self.sums,
-                    line = in(reg) 64usize,
-                    options(nostack, readonly),
-                );
-            } else {
-                asm!(
-                    "tilezero tmm0",
-                    "tilezero tmm1",
-                    "tilezero tmm2",
-                    "tilezero tmm3",
-                    options(nostack, nomem),
-                );
+            match before {
+                true => cursor::load(self.sums.cast()),
+                false => cursor::clear(),
             }
         }
         // Where there is one, it stands for the other, whose sums are not looked at.
@@ -203,15 +188,7 @@ impl Pair {
         }
         // SAFETY: room for four tiles.
         unsafe {
-            asm!(
-                "tilestored [{sums} + {line}], tmm0",
-                "tilestored [{sums} + {line} + 1024], tmm1",
-                "tilestored [{sums} + {line} + 2048], tmm2",
-                "tilestored [{sums} + {line} + 3072], tmm3",
-                sums = in(reg) self.sums,
-                line = in(reg) 64usize,
-                options(nostack),
-            );
+            cursor::store(self.sums.cast());
         }
     }
 
