@@ -60,7 +60,6 @@ impl Engine {
                 max_num_seqs: options.cache.max_num_seqs,
                 max_queue: options.max_queue,
                 max_queue_tokens: options.max_queue_tokens,
-                max_prefill_tokens: options.prefill_tokens(),
                 max_encoder_tokens: options.encoder_tokens(),
                 policy: options.policy,
             },

@@ -4,9 +4,10 @@ use crate::merge::{Overlay, merge, overlays};
 use crate::pipeline::{ItemContent, PreparedItem};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use kiln_registry::{
-    BatchLayout, Encoded, Error, ForwardBatch, HostTensor, KvCache, MultiModalModel, NamedTensors,
-    PlaceholderRange, Result, SequenceSpan,
+    BatchLayout, EncodeTask, Encoded, Error, ForwardBatch, HostTensor, KvCache, MultiModalModel,
+    NamedTensors, PlaceholderRange, Result, SequenceSpan,
 };
+use std::sync::Arc;
 
 /// One sequence's part of a step.
 pub(crate) struct StepInput {
@@ -96,15 +97,25 @@ impl Executor {
         modality: &str,
         items: &[&NamedTensors],
     ) -> Result<Vec<Encoded>> {
-        let encoded = self.model.encode(modality, items)?;
-        if encoded.len() != items.len() {
-            return Err(Error::internal(format!(
-                "the encoder gave {} results for {} items",
-                encoded.len(),
-                items.len()
-            )));
-        }
-        Ok(encoded)
+        one_each(self.model.encode(modality, items)?, items.len())
+    }
+
+    /// Mapped items of one modality on their way through the encoder.
+    pub(crate) fn begin_encode(
+        &self,
+        modality: &str,
+        items: &[Arc<NamedTensors>],
+    ) -> Result<Box<dyn EncodeTask>> {
+        self.model.begin_encode(modality, items)
+    }
+
+    /// The results of so many items that were on their way.
+    pub(crate) fn finish_encode(
+        &self,
+        task: Box<dyn EncodeTask>,
+        items: usize,
+    ) -> Result<Vec<Encoded>> {
+        one_each(task.finish()?, items)
     }
 
     /// The placeholder law: as many rows as the range has places, as wide as the model.
@@ -131,7 +142,8 @@ impl Executor {
         Tensor::zeros(shape, (&self.device, DType::F32))
     }
 
-    fn upload(&self, rows: &HostTensor) -> Result<Tensor<2>> {
+    /// Embeddings that a client computed.
+    pub(crate) fn upload(&self, rows: &HostTensor) -> Result<Tensor<2>> {
         match (rows.shape(), rows.as_f32()) {
             ([n, hidden], Some(data)) => Ok(Tensor::from_data(
                 TensorData::new(data.to_vec(), [*n, *hidden]),
@@ -197,5 +209,15 @@ impl Executor {
     fn ints(&self, values: Vec<i64>) -> Tensor<1, Int> {
         let n = values.len();
         Tensor::from_data(TensorData::new(values, [n]), (&self.device, DType::I64))
+    }
+}
+
+fn one_each(encoded: Vec<Encoded>, items: usize) -> Result<Vec<Encoded>> {
+    match encoded.len() == items {
+        true => Ok(encoded),
+        false => Err(Error::internal(format!(
+            "the encoder gave {} results for {items} items",
+            encoded.len()
+        ))),
     }
 }

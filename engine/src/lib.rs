@@ -59,7 +59,7 @@ pub use prefix::BlockHash;
 pub use profile::{CacheOptions, MemoryProfile};
 pub use request::{MediaInput, PromptInput, Request, TemplateArgs};
 pub use sampling::{Grammar, SampledToken, Sampler, SamplingParams};
-pub use scheduler::{Arrival, Chunk, ItemSpan, Scheduler, SchedulerConfig, SequenceId};
+pub use scheduler::{Arrival, Chunk, ItemSpan, Room, Scheduler, SchedulerConfig, SequenceId};
 pub use stages::{Staged, Stages};
 pub use stats::EngineStats;
 pub use stop::StopMatcher;

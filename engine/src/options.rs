@@ -54,7 +54,8 @@ pub struct EngineOptions {
     /// may have tokens.
     pub max_num_batched_encoder_tokens: Option<usize>,
     /// Tokens of prompts in a step that other sequences wait for with a token each: what bounds their
-    /// inter-token latency. `None`: a quarter of what the step may have.
+    /// inter-token latency. `None`: as many as leave the step below twice the time of one without
+    /// prompts, by how long earlier steps took, and at most a quarter of what it may have.
     pub long_prefill_token_threshold: Option<usize>,
     /// Whether the memory of each step is counted, for
     /// [`EngineStats::largest_step_bytes`](crate::EngineStats::largest_step_bytes). The whole process

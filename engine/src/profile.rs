@@ -281,7 +281,8 @@ impl LargestStep {
         let of_an_item = pipeline.max_tokens().values().copied().max().unwrap_or(0);
         let held = match of_a_request {
             0 => 0,
-            rows => rows + engine.encoder_tokens().max(of_an_item),
+            // Rows that prompts held back by the encoder took from the cache are no longer its own.
+            rows => rows + engine.encoder_tokens().max(of_an_item) + options.max_batched_tokens,
         };
         Self {
             new,
@@ -300,6 +301,8 @@ impl LargestStep {
     fn run(&self, executor: &mut Executor, dummy: &Prepared, block_size: usize) -> Result<()> {
         let held = executor.zeros(self.held);
         let mut features = vec![];
+        // Items may be on their way through the encoder while the step runs.
+        let mut under_way = vec![];
         for (item, range) in dummy.items.iter().zip(&dummy.placeholders) {
             match &item.content {
                 ItemContent::Mapped(tensors) => {
@@ -308,6 +311,12 @@ impl LargestStep {
                         executor.check_rows(&encoded.features, range)?;
                         features.push(encoded.features);
                     }
+                    let items = vec![tensors.clone(); self.batch];
+                    let mut task = executor.begin_encode(&item.modality, &items)?;
+                    while task.remaining() > 1 {
+                        task.advance()?;
+                    }
+                    under_way.push(task);
                 }
                 ItemContent::Embeds(_) => features.push(executor.encode(item, range)?.features),
             }
@@ -331,7 +340,7 @@ impl LargestStep {
         });
         let inputs = inputs.collect();
         executor.run(inputs)?;
-        drop((held, features));
+        drop((held, features, under_way));
         Ok(())
     }
 }

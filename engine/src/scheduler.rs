@@ -38,8 +38,6 @@ pub struct SchedulerConfig {
     pub max_queue: usize,
     /// Tokens that those may have together; one sequence may always wait.
     pub max_queue_tokens: usize,
-    /// Tokens of prompts in a step in which other sequences have their next token.
-    pub max_prefill_tokens: usize,
     /// Encoder rows that one step may make; one item is always allowed.
     pub max_encoder_tokens: usize,
     /// Who of those that wait is first.
@@ -59,6 +57,17 @@ pub struct Arrival {
     pub names: Vec<BlockHash>,
     /// The items of its prompt, in order.
     pub items: Arc<[ItemSpan]>,
+}
+
+/// What a step may take beside the sequences that have their next token in it.
+#[derive(Clone, Copy)]
+pub struct Room<'a> {
+    /// Tokens of prompts in a step in which other sequences have their next token.
+    pub prompt_tokens: usize,
+    /// Whether the encoder is free. While it is not, prompts stop before items that it has not made.
+    pub encoder: bool,
+    /// Whether the rows of a sequence's item, given by its place and content, are there already.
+    pub encoded: &'a dyn Fn(SequenceId, usize, &ContentHash) -> bool,
 }
 
 /// One sequence's part of a step.
@@ -216,12 +225,8 @@ impl Scheduler {
         Ok(id)
     }
 
-    /// Plans the next step; empty when there is nothing to do. `encoded`: whether the rows of a
-    /// sequence's item, given by its place and content, are there already.
-    pub fn schedule(
-        &mut self,
-        encoded: &dyn Fn(SequenceId, usize, &ContentHash) -> bool,
-    ) -> Vec<Chunk> {
+    /// Plans the next step; empty when there is nothing to do.
+    pub fn schedule(&mut self, room: Room<'_>) -> Vec<Chunk> {
         self.step += 1;
         let mut chunks = Vec::new();
         let mut budget = self.config.max_batched_tokens;
@@ -229,10 +234,13 @@ impl Scheduler {
         let mut prompts = Prompts {
             budget: match chunks.is_empty() {
                 true => budget,
-                false => budget.min(self.config.max_prefill_tokens),
+                false => budget.min(room.prompt_tokens),
             },
-            encoder: EncoderBudget::new(self.config.max_encoder_tokens),
-            encoded,
+            encoder: match room.encoder {
+                true => EncoderBudget::new(self.config.max_encoder_tokens),
+                false => EncoderBudget::closed(),
+            },
+            encoded: room.encoded,
             partial: false,
         };
         self.continue_prompts(&mut prompts, &mut chunks);

@@ -2,6 +2,8 @@
 //! channels.
 
 mod encode;
+mod encoding;
+mod pace;
 
 use crate::cache::EncoderCache;
 use crate::event::{Event, FinishReason};
@@ -12,14 +14,17 @@ use crate::prefix::PrefixHasher;
 use crate::profile::MemoryProfile;
 use crate::sequence::{Admitted, Chosen, Endings, Running};
 use crate::stats::Stats;
-use crate::{Arrival, Chunk, ItemSpan, Scheduler, SequenceId, memory};
+use crate::{Arrival, Chunk, ItemSpan, Room, Scheduler, SequenceId, memory};
+use encoding::Encoding;
 use kiln_registry::{ContentHash, Error, Result};
+use pace::Pace;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 /// What the handle tells the thread without a request.
@@ -43,6 +48,15 @@ pub(crate) struct Worker {
     /// Whether blocks have names.
     prefix_cache: bool,
     encoder_cache: EncoderCache,
+    /// Items that are in the encoder beside running sequences.
+    encoding: Option<Encoding>,
+    /// Requests that steps left out for want of rows which the encoder makes, or has just made.
+    held_back: BTreeSet<u64>,
+    pace: Pace,
+    /// Prompt tokens of a step beside running sequences, at most.
+    prefill_tokens: usize,
+    /// Whether [`pace`](Self::pace) may make it less.
+    paced: bool,
     /// Whether the peak of each step is counted.
     measure: bool,
     requests: BTreeMap<u64, Running>,
@@ -70,6 +84,11 @@ impl Worker {
             inbox,
             prefix_cache: options.prefix_cache,
             encoder_cache: EncoderCache::new(profile.encoder_cache_bytes),
+            encoding: None,
+            held_back: BTreeSet::new(),
+            pace: Pace::default(),
+            prefill_tokens: options.prefill_tokens(),
+            paced: options.long_prefill_token_threshold.is_none(),
             measure: options.measure_steps,
             requests: BTreeMap::new(),
             owner: HashMap::new(),
@@ -81,6 +100,7 @@ impl Worker {
     pub(crate) fn run(mut self) {
         loop {
             if self.requests.is_empty() {
+                self.encoding = None;
                 // Nothing to do: sleep until something comes, or nothing ever will.
                 match self.inbox.blocking_recv() {
                     Some(admitted) => self.admit_all(admitted),
@@ -213,6 +233,7 @@ impl Worker {
 
     fn drop_request(&mut self, key: u64) -> Option<Running> {
         let running = self.requests.remove(&key)?;
+        self.held_back.remove(&key);
         for sequence in &running.sequences {
             self.scheduler.remove(sequence.id);
             self.owner.remove(&sequence.id);
@@ -224,6 +245,7 @@ impl Worker {
         // Another of its items may have failed before.
         if let Some(running) = self.requests.remove(&key) {
             self.stats.failed.fetch_add(1, Relaxed);
+            self.held_back.remove(&key);
             for sequence in &running.sequences {
                 // What it computed may be at fault: nobody else is to take it.
                 self.scheduler.discard(sequence.id);
@@ -239,7 +261,15 @@ impl Worker {
             let running = owner.get(&id).and_then(|key| requests.get(key));
             running.is_some_and(|r| r.has_rows(at)) || cache.contains(item)
         };
-        let chunks = self.scheduler.schedule(&encoded);
+        let prompt_tokens = match self.paced {
+            true => self.pace.prompt_tokens(self.prefill_tokens),
+            false => self.prefill_tokens,
+        };
+        let chunks = self.scheduler.schedule(Room {
+            prompt_tokens,
+            encoder: self.encoding.is_none(),
+            encoded: &encoded,
+        });
         // A step may take long: who runs in it is not among those that wait meanwhile.
         self.stats.observe(&self.scheduler);
         for id in self.scheduler.take_preempted() {
@@ -248,7 +278,7 @@ impl Worker {
                 running.note_preemption();
             }
         }
-        if chunks.is_empty() {
+        if chunks.is_empty() && self.encoding.is_none() {
             return;
         }
         self.stats.steps.fetch_add(1, Relaxed);
@@ -285,14 +315,15 @@ impl Worker {
         self.executor.reset();
     }
 
-    /// Only the request that is in the midst of its prompt holds encoder rows between steps, those
-    /// that are still ahead of it; all others are the cache's. So the rows that are held have a
-    /// bound, and the profile can count it.
+    /// Between steps, encoder rows are held by the request that is in the midst of its prompt, those
+    /// that are still ahead of it, and by those that the encoder has held back; all others are the
+    /// cache's. So the rows that are held have a bound, and the profile can count it.
     fn let_go_of_rows(&mut self) {
         let partial = self.scheduler.partial();
         let partial = partial.and_then(|(id, at)| Some((*self.owner.get(&id)?, at)));
         for (key, running) in &mut self.requests {
             match partial {
+                _ if self.held_back.contains(key) => {}
                 Some((partial, computed)) if partial == *key => running.let_go_of_rows(computed),
                 _ => running.let_go_of_rows(usize::MAX),
             }
@@ -312,19 +343,33 @@ impl Worker {
         out
     }
 
-    /// Runs the chunks of requests whose items encode; the others fail alone. Returns which chunks
-    /// ran, with their logits.
+    /// Runs the chunks of requests whose items encode; the others fail alone, or wait for the encoder.
+    /// Returns which chunks ran, with their logits.
     fn compute(&mut self, chunks: &[Chunk]) -> Result<(Vec<usize>, Vec<Vec<f32>>)> {
         self.encode_items(chunks);
+        let began = Instant::now();
+        let (mut streams, mut prompt_tokens) = (0, 0);
         let mut ran = Vec::with_capacity(chunks.len());
         let mut inputs = Vec::with_capacity(chunks.len());
         for (at, chunk) in chunks.iter().enumerate() {
-            let key = self.owner.get(&chunk.id);
-            let Some(running) = key.and_then(|key| self.requests.get_mut(key)) else {
+            let key = self.owner.get(&chunk.id).copied();
+            let Some((key, running)) =
+                key.and_then(|key| Some((key, self.requests.get_mut(&key)?)))
+            else {
                 continue; // Its request failed a moment ago.
             };
-            running.begin(chunk.start);
             let positions = chunk.start..chunk.start + chunk.len;
+            let ranges = running.ranges_at(&positions);
+            if !ranges.iter().all(|at| running.has_rows(*at)) {
+                self.held_back.insert(key);
+                continue;
+            }
+            self.held_back.remove(&key);
+            running.begin(chunk.start);
+            match is_stream(chunk) {
+                true => streams += 1,
+                false => prompt_tokens += chunk.len,
+            }
             let sequence = running.position_of(chunk.id).unwrap_or(0);
             let mut input = StepInput {
                 token_ids: running.tokens(sequence, &positions),
@@ -334,7 +379,7 @@ impl Worker {
                 overlays: vec![],
                 logit_rows: usize::from(chunk.samples),
             };
-            running.lay(&running.ranges_at(&positions), &mut input);
+            running.lay(&ranges, &mut input);
             inputs.push(input);
             ran.push(at);
         }
@@ -342,6 +387,7 @@ impl Worker {
             return Ok((ran, vec![]));
         }
         let logits = self.executor.run(inputs)?;
+        self.pace.observe(streams, prompt_tokens, began.elapsed());
         Ok((ran, logits))
     }
 
@@ -387,6 +433,7 @@ impl Worker {
                     self.owner.remove(&chunk.id);
                     if running.remove(chunk.id) {
                         self.requests.remove(&key);
+                        self.held_back.remove(&key);
                         self.stats.finished.fetch_add(1, Relaxed);
                     }
                 }
@@ -394,4 +441,10 @@ impl Worker {
             }
         }
     }
+}
+
+/// Whether a chunk is a sequence's next token and no part of its prompt. A prompt of one token, or the
+/// last one of a prompt, counts among them: it costs a step the same.
+fn is_stream(chunk: &Chunk) -> bool {
+    chunk.samples && chunk.len == 1
 }

@@ -13,7 +13,8 @@
 //!    tokenised; [`ModelEntry::process`] expands placeholders; the mapper
 //!    ([`Registry::mapper`]: the entry's own, or the modality's default) makes
 //!    [`NamedTensors`], on a pool.
-//! 4. **A step.** [`MultiModalModel::encode`], `embed`, merge at the placeholder ranges (the
+//! 4. **A step.** [`MultiModalModel::encode`] (or, beside sequences that run, pieces of
+//!    [`MultiModalModel::begin_encode`]), `embed`, merge at the placeholder ranges (the
 //!    engine), `forward`, `logits`, in that order, on the one thread that owns the model.
 //!
 //! The placeholder law: for every item, rows of its [`PlaceholderRange`] = rows of its
@@ -21,6 +22,7 @@
 
 mod context;
 mod derived;
+mod encode;
 mod entry;
 mod error;
 mod kv;
@@ -33,6 +35,7 @@ mod tensors;
 
 pub use context::{InputContext, MediaCounts, Tokenizer};
 pub use derived::DerivedFiles;
+pub use encode::{EncodeTask, encode_at_once};
 pub use entry::{
     DummyData, DummyInputs, InputProcessor, MAX_MODALITIES, MaxTokens, ModalitySupport, ModelEntry,
 };

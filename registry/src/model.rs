@@ -1,8 +1,12 @@
 //! What the engine runs: a loaded model, and how a crate loads one.
 
-use crate::{DerivedFiles, Error, ForwardBatch, InputContext, KvSpec, NamedTensors, Result};
+use crate::{
+    DerivedFiles, EncodeTask, Error, ForwardBatch, InputContext, KvSpec, NamedTensors, Result,
+    encode_at_once,
+};
 use burn::tensor::{Device, Int, Tensor};
 use bytes::Bytes;
+use std::sync::Arc;
 
 /// The files of a checkpoint. The engine implements it over a folder (by mmap) and over files
 /// embedded in the binary.
@@ -162,6 +166,20 @@ pub trait MultiModalModel: Send {
         Err(Error::unsupported(format!(
             "{modality} input: this is a text-only model"
         )))
+    }
+
+    /// [`encode`](Self::encode) in pieces, for a step in which other sequences want their next
+    /// tokens: the same rows, bit for bit. A model that does not cut it runs it whole, here, and those
+    /// sequences wait meanwhile.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode), which some tasks first tell as they run.
+    fn begin_encode(
+        &self,
+        modality: &str,
+        items: &[Arc<NamedTensors>],
+    ) -> Result<Box<dyn EncodeTask>> {
+        encode_at_once(self, modality, items)
     }
 
     /// Token embeddings.

@@ -19,7 +19,8 @@ pub struct ItemSpan {
 /// What is left of a step's encoder rows.
 #[derive(Debug)]
 pub(super) struct EncoderBudget {
-    rows: usize,
+    /// `None`: the encoder is at work on what earlier steps planned.
+    rows: Option<usize>,
     /// Items that the step encodes.
     planned: HashSet<ContentHash>,
 }
@@ -27,7 +28,15 @@ pub(super) struct EncoderBudget {
 impl EncoderBudget {
     pub(super) fn new(rows: usize) -> Self {
         Self {
-            rows,
+            rows: Some(rows),
+            planned: HashSet::new(),
+        }
+    }
+
+    /// Of a step that encodes nothing new.
+    pub(super) fn closed() -> Self {
+        Self {
+            rows: None,
             planned: HashSet::new(),
         }
     }
@@ -40,9 +49,12 @@ impl EncoderBudget {
         len: usize,
         there: impl Fn(usize, &ContentHash) -> bool,
     ) -> usize {
-        let mut left = self.rows;
         let mut planned: HashSet<&ContentHash> = self.planned.iter().collect();
+        let mut left = self.rows.unwrap_or(0);
         for (_, item) in needed(items, start, len, &there) {
+            if self.rows.is_none() {
+                return item.range.start.saturating_sub(start);
+            }
             if planned.contains(&item.content) {
                 continue;
             }
@@ -65,7 +77,7 @@ impl EncoderBudget {
     ) {
         for (_, item) in needed(items, start, len, &there) {
             if self.planned.insert(item.content) {
-                self.rows = self.rows.saturating_sub(item.rows);
+                self.rows = self.rows.map(|rows| rows.saturating_sub(item.rows));
             }
         }
     }
@@ -118,5 +130,10 @@ mod tests {
         // An item larger than the budget is encoded alone.
         assert_eq!(EncoderBudget::new(1).fit(&items, 0, 30, none), 10);
         assert_eq!(EncoderBudget::new(0).fit(&items, 12, 4, none), 4);
+        // One that is at work takes nothing more.
+        let closed = EncoderBudget::closed();
+        assert_eq!(closed.fit(&items, 0, 30, none), 2);
+        assert_eq!(closed.fit(&items, 0, 30, |at, _| at == 0), 10);
+        assert_eq!(closed.fit(&items, 3, 4, none), 0);
     }
 }

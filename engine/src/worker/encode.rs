@@ -1,59 +1,81 @@
-//! The encoder's part of a step: which items its positions need, from the cache where they are
-//! there, the others in batches of equal shapes, each content once.
+//! The encoder's part of a step: which items its positions need, from the cache where they are there,
+//! from the encoder where not. Beside sequences that run the encoder has a part of the step's time, so
+//! that their next tokens do not wait for a whole tower; the prompts that need its rows do.
 
-use super::Worker;
+use super::encoding::{Encoding, Need};
+use super::{Worker, is_stream};
 use crate::Chunk;
-use crate::pipeline::{ItemContent, PreparedItem};
 use burn::tensor::Tensor;
-use kiln_registry::{ContentHash, Error, NamedTensors, Result};
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use kiln_registry::{Error, Result};
 use std::sync::atomic::Ordering::Relaxed;
-
-/// Items of one call: modality, and the names and shapes of their tensors.
-type Form = (String, Vec<(String, Vec<usize>)>);
-
-/// An item to be encoded.
-struct Wanted {
-    content: ContentHash,
-    /// The first request that needs it, and where.
-    key: u64,
-    at: usize,
-}
+use std::time::Instant;
 
 impl Worker {
-    /// Gives each request the rows that the chunks need; a request whose item does not encode fails.
+    /// Gives requests the rows that the chunks need, as far as the encoder comes; a request whose item
+    /// does not encode fails.
     pub(super) fn encode_items(&mut self, chunks: &[Chunk]) {
-        let needs = self.needs(chunks);
-        let mut rows = HashMap::<ContentHash, Tensor<2>>::new();
-        let mut forms = BTreeMap::<Form, Vec<Wanted>>::new();
-        // All that is cached is taken before anything new makes it go.
-        for (key, at, content) in &needs {
-            self.stats.encoder_cache_queries.fetch_add(1, Relaxed);
-            if let Some(cached) = self.encoder_cache.get(content) {
-                self.stats.encoder_cache_hits.fetch_add(1, Relaxed);
-                rows.insert(*content, cached);
-                continue;
+        let prompts = chunks.iter().filter(|chunk| !is_stream(chunk));
+        let prompt_tokens = prompts.map(|chunk| chunk.len).sum();
+        let streams = chunks.iter().any(is_stream);
+        let seconds = streams.then(|| self.pace.encoder(prompt_tokens).unwrap_or(0.0));
+        loop {
+            let lacking = self.lacking(chunks);
+            if self.encoding.is_none() {
+                if lacking.is_empty() {
+                    return;
+                }
+                self.begin(lacking);
             }
-            let wanted = forms.values().flatten();
-            if wanted.into_iter().any(|w| w.content == *content) {
-                continue;
-            }
-            let item = self.requests.get(key).map(|r| r.item(*at));
-            if let Some(Ok((item, _))) = item {
-                forms.entry(form(item)).or_default().push(Wanted {
-                    content: *content,
-                    key: *key,
-                    at: *at,
-                });
+            if !self.advance(seconds) {
+                return;
             }
         }
-        let mut made = HashMap::<ContentHash, Result<Tensor<2>>>::new();
-        for batch in forms.into_values() {
-            for batch in batch.chunks(self.profile.encoder_batch.max(1)) {
-                made.extend(self.encode_batch(batch));
+    }
+
+    fn begin(&mut self, needs: Vec<Need>) {
+        // Rows of those that it held back before are the cache's from now on, or the bound on rows
+        // that are held would grow with every call.
+        self.held_back.clear();
+        let requests = &self.requests;
+        let item = |(key, at, _): &Need| Some(requests.get(key)?.item(*at).ok()?.0);
+        let most = self.profile.encoder_batch;
+        self.encoding = Some(Encoding::new(needs, item, &self.executor, most));
+    }
+
+    /// Runs what is in the encoder: at least a piece and for about so many seconds, or to its end.
+    /// Returns whether it came to it.
+    fn advance(&mut self, seconds: Option<f64>) -> bool {
+        let Some(mut encoding) = self.encoding.take() else {
+            return true;
+        };
+        let requests = &self.requests;
+        encoding
+            .needs
+            .retain(|(key, ..)| requests.contains_key(key));
+        if encoding.needs.is_empty() {
+            return true; // Nobody waits for it any more.
+        }
+        let began = Instant::now();
+        while !encoding.is_done() {
+            let Some(seconds) = seconds else {
+                encoding.advance_whole(&self.executor);
+                continue;
+            };
+            let piece = Instant::now();
+            encoding.advance(&self.executor);
+            // The next piece takes as long as this one.
+            let next = began.elapsed() + piece.elapsed();
+            if next.as_secs_f64() > seconds && !encoding.is_done() {
+                self.encoding = Some(encoding);
+                return false;
             }
         }
+        self.give_all(encoding);
+        true
+    }
+
+    fn give_all(&mut self, encoding: Encoding) {
+        let (needs, made) = encoding.into_parts();
         for (content, result) in &made {
             if let Ok(rows) = result {
                 self.stats.encoded_items.fetch_add(1, Relaxed);
@@ -61,14 +83,12 @@ impl Worker {
             }
         }
         for (key, at, content) in needs {
-            let encoded = made.contains_key(&content);
-            let result = match (rows.get(&content), made.get(&content)) {
-                (Some(rows), _) => Ok(rows.clone()),
-                (None, Some(result)) => result.clone(),
-                (None, None) => Err(Error::internal("an item was not encoded")),
-            };
-            if let Err(error) = result.and_then(|rows| self.give(key, at, rows, encoded)) {
-                self.fail(key, error);
+            let missing = || Err(Error::internal("an item was not encoded"));
+            let rows = made.get(&content).cloned().unwrap_or_else(missing);
+            match rows.and_then(|rows| self.give(key, at, rows, true)) {
+                // Until its chunk runs, in this step or the next.
+                Ok(()) => drop(self.held_back.insert(key)),
+                Err(error) => self.fail(key, error),
             }
         }
     }
@@ -83,9 +103,27 @@ impl Worker {
         Ok(())
     }
 
-    /// The ranges that lack rows which the chunks need: the request, the range, its item's content.
-    fn needs(&self, chunks: &[Chunk]) -> Vec<(u64, usize, ContentHash)> {
-        let mut needs = vec![];
+    /// The ranges that the chunks need and whose rows are neither there nor in the cache. What is in
+    /// the cache is given, before anything new makes it go.
+    fn lacking(&mut self, chunks: &[Chunk]) -> Vec<Need> {
+        let mut lacking: Vec<Need> = vec![];
+        for (key, at, content) in self.needs(chunks) {
+            self.stats.encoder_cache_queries.fetch_add(1, Relaxed);
+            let Some(rows) = self.encoder_cache.get(&content) else {
+                lacking.push((key, at, content));
+                continue;
+            };
+            self.stats.encoder_cache_hits.fetch_add(1, Relaxed);
+            if let Err(error) = self.give(key, at, rows, false) {
+                self.fail(key, error);
+            }
+        }
+        lacking
+    }
+
+    /// The ranges that lack rows which the chunks need.
+    fn needs(&self, chunks: &[Chunk]) -> Vec<Need> {
+        let mut needs: Vec<Need> = vec![];
         for chunk in chunks {
             let key = self.owner.get(&chunk.id);
             let Some((key, running)) = key.and_then(|key| Some((*key, self.requests.get(key)?)))
@@ -102,50 +140,4 @@ impl Worker {
         }
         needs
     }
-
-    /// Items of one form in one call. Where that fails, one by one, so that each fails for itself.
-    fn encode_batch(&self, batch: &[Wanted]) -> Vec<(ContentHash, Result<Tensor<2>>)> {
-        let prepared = |w: &Wanted| {
-            let running = self.requests.get(&w.key);
-            running
-                .ok_or_else(|| Error::internal("an item without a request"))
-                .and_then(|r| r.item(w.at))
-        };
-        let mapped: Option<Vec<(&PreparedItem, &Arc<NamedTensors>)>> = batch
-            .iter()
-            .map(|w| match prepared(w) {
-                Ok((item, _)) => match &item.content {
-                    ItemContent::Mapped(tensors) => Some((item, tensors)),
-                    ItemContent::Embeds(_) => None,
-                },
-                Err(_) => None,
-            })
-            .collect();
-        if let Some(mapped) = mapped
-            && let [(first, _), _, ..] = &mapped[..]
-        {
-            let tensors: Vec<&NamedTensors> = mapped.iter().map(|(_, t)| t.as_ref()).collect();
-            if let Ok(encoded) = self.executor.encode_mapped(&first.modality, &tensors) {
-                let contents = batch.iter().map(|w| w.content);
-                let rows = encoded.into_iter().map(|e| Ok(e.features));
-                return contents.zip(rows).collect();
-            }
-        }
-        let one = |w: &Wanted| {
-            let rows = prepared(w).and_then(|(item, range)| self.executor.encode(item, range));
-            (w.content, rows.map(|encoded| encoded.features))
-        };
-        batch.iter().map(one).collect()
-    }
-}
-
-fn form(item: &PreparedItem) -> Form {
-    let shapes = match &item.content {
-        ItemContent::Mapped(tensors) => tensors
-            .iter()
-            .map(|(name, tensor)| (name.to_owned(), tensor.shape().to_vec()))
-            .collect(),
-        ItemContent::Embeds(rows) => vec![(String::new(), rows.shape().to_vec())],
-    };
-    (item.modality.clone(), shapes)
 }

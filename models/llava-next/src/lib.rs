@@ -23,11 +23,12 @@ use kiln_image::{Size, map_anyres};
 use kiln_nn::vlm::{RENAMES, Vlm, VlmConfig};
 use kiln_nn::weights::Weights;
 use kiln_registry::{
-    DummyInputs, Encoded, Error, ForwardBatch, InputContext, KvSpec, LoadContext, LoadModel,
-    MaxTokens, MediaCounts, ModalitySupport, ModelEntry, MultiModalModel, NamedTensors,
-    ProcessedInputs, PromptInputs, Result, inventory,
+    DummyInputs, EncodeTask, Encoded, Error, ForwardBatch, InputContext, KvSpec, LoadContext,
+    LoadModel, MaxTokens, MediaCounts, ModalitySupport, ModelEntry, MultiModalModel, NamedTensors,
+    ProcessedInputs, PromptInputs, Result, encode_at_once, inventory,
 };
 use layout::AnyresLayout;
+use std::sync::Arc;
 
 inventory::submit! {
     ModelEntry::new::<LlavaNext>(env!("CARGO_PKG_NAME"), &["LlavaNextForConditionalGeneration"])
@@ -67,6 +68,11 @@ fn parse(ctx: &InputContext) -> Result<(VlmConfig, AnyresLayout)> {
 /// A loaded model.
 pub struct LlavaNext {
     vlm: Vlm,
+    packer: Arc<Packer>,
+}
+
+/// What makes a picture's rows of the features of its tiles.
+struct Packer {
     layout: AnyresLayout,
     /// `[1, hidden]`
     image_newline: Tensor<2>,
@@ -80,20 +86,41 @@ impl LoadModel for LlavaNext {
         let (vlm, newline) = Vlm::load(config, &weights, |root| {
             root.vector("image_newline", hidden)
         })?;
-        Ok(Box::new(Self {
-            vlm,
+        let packer = Arc::new(Packer {
             layout,
             image_newline: newline.reshape([1, hidden]),
-        }))
+        });
+        Ok(Box::new(Self { vlm, packer }))
     }
 }
 
-impl LlavaNext {
+/// The pixels of all tiles, the whole picture first.
+fn pixels(item: &NamedTensors) -> Result<([usize; 4], &[f32])> {
+    let ([items, views, channels, height, width], pixels) =
+        item.require_f32::<5>("pixel_values")?;
+    Ok(([items * views, channels, height, width], pixels))
+}
+
+impl Packer {
     /// The rows of one picture.
     ///
     /// # Shapes
-    /// `features`: `[tiles * tokens, hidden]`, the whole picture first; returns `[rows, hidden]`.
-    fn pack(&self, features: Tensor<2>, picture: Size) -> Result<Tensor<2>> {
+    /// `encoded.features`: `[tiles * tokens, hidden]`, the whole picture first; those that are
+    /// returned: `[rows, hidden]`.
+    fn pack(&self, item: &NamedTensors, encoded: Encoded) -> Result<Encoded> {
+        let (_, sizes) = item.require_i64::<2>("image_sizes")?;
+        let picture = match *sizes {
+            [h, w] if h > 0 && w > 0 => Size::new(w as usize, h as usize),
+            _ => return Err(Error::internal(format!("`image_sizes` is {sizes:?}"))),
+        };
+        let features = self.rows(encoded.features, picture)?;
+        Ok(Encoded {
+            features,
+            ..encoded
+        })
+    }
+
+    fn rows(&self, features: Tensor<2>, picture: Size) -> Result<Tensor<2>> {
         let [rows, hidden] = features.dims();
         let side = self.layout.grid();
         let tokens = side * side;
@@ -159,27 +186,24 @@ impl MultiModalModel for LlavaNext {
         items
             .iter()
             .map(|item| {
-                let (shape, pixels) = item.require_f32::<5>("pixel_values")?;
-                let (_, sizes) = item.require_i64::<2>("image_sizes")?;
-                let [_, views, channels, height, width] = shape;
-                let picture = match *sizes {
-                    [h, w] if h > 0 && w > 0 => Size::new(w as usize, h as usize),
-                    _ => return Err(Error::internal(format!("`image_sizes` is {sizes:?}"))),
-                };
-                let tower = self
-                    .vlm
-                    .tower
-                    .features([views, channels, height, width], pixels)?;
-                let [views, tokens, seen] = tower.dims();
-                let projected = self
-                    .vlm
-                    .project(tower.clone().reshape([views * tokens, seen]));
-                Ok(Encoded {
-                    features: self.pack(projected, picture)?,
-                    tower: Some(tower),
-                })
+                let (shape, pixels) = pixels(item)?;
+                let encoded = self.vlm.encode_pictures(shape, pixels)?;
+                self.packer.pack(item, encoded)
             })
             .collect()
+    }
+
+    fn begin_encode(
+        &self,
+        modality: &str,
+        items: &[Arc<NamedTensors>],
+    ) -> Result<Box<dyn EncodeTask>> {
+        if modality != kiln_image::MODALITY {
+            return encode_at_once(self, modality, items);
+        }
+        let packer = self.packer.clone();
+        let arrange = move |item: &NamedTensors, encoded| packer.pack(item, encoded);
+        self.vlm.begin_pictures(items, pixels, Box::new(arrange))
     }
 
     fn embed(&self, token_ids: Tensor<1, Int>) -> Result<Tensor<2>> {

@@ -18,10 +18,11 @@ use burn::tensor::{Int, Tensor};
 use kiln_nn::vlm::{RENAMES, Vlm, VlmConfig};
 use kiln_nn::weights::Weights;
 use kiln_registry::{
-    DummyInputs, Encoded, Error, ForwardBatch, InputContext, KvSpec, LoadContext, LoadModel,
-    MaxTokens, MediaCounts, ModalitySupport, ModelEntry, MultiModalModel, NamedTensors,
-    ProcessedInputs, PromptInputs, Result, inventory,
+    DummyInputs, EncodeTask, Encoded, Error, ForwardBatch, InputContext, KvSpec, LoadContext,
+    LoadModel, MaxTokens, MediaCounts, ModalitySupport, ModelEntry, MultiModalModel, NamedTensors,
+    ProcessedInputs, PromptInputs, Result, encode_at_once, inventory,
 };
+use std::sync::Arc;
 
 inventory::submit! {
     ModelEntry::new::<Llava>(env!("CARGO_PKG_NAME"), &["LlavaForConditionalGeneration"])
@@ -45,6 +46,10 @@ fn expand_placeholders(ctx: &InputContext, inputs: PromptInputs<'_>) -> Result<P
     let config = VlmConfig::from_context(ctx)?;
     let rows = config.selection.tokens(&config.tower);
     config.expand_images(ctx, inputs, |_, _| Ok(rows))
+}
+
+fn pixels(item: &NamedTensors) -> Result<([usize; 4], &[f32])> {
+    item.require_f32::<4>("pixel_values")
 }
 
 /// A loaded model.
@@ -95,6 +100,18 @@ impl MultiModalModel for Llava {
                 self.0.encode_pictures(shape, pixels)
             })
             .collect()
+    }
+
+    fn begin_encode(
+        &self,
+        modality: &str,
+        items: &[Arc<NamedTensors>],
+    ) -> Result<Box<dyn EncodeTask>> {
+        if modality != kiln_image::MODALITY {
+            return encode_at_once(self, modality, items);
+        }
+        self.0
+            .begin_pictures(items, pixels, Box::new(|_, encoded| Ok(encoded)))
     }
 
     fn embed(&self, token_ids: Tensor<1, Int>) -> Result<Tensor<2>> {

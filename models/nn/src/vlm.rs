@@ -3,19 +3,23 @@
 //!
 //! *Source*: Hugging Face transformers, `modeling_llava.py`, `modeling_llava_next.py`.
 
+mod pictures;
+
+pub use pictures::{Arrange, PictureEncoder, PictureTask, Pixels};
+
 use crate::decoder::{Decoder, DecoderConfig, IGNORED_SUFFIXES};
 use crate::layers::Projector;
 use crate::ops::Activation;
 use crate::placeholder::Placeholder;
 use crate::vision::{FeatureSelection, LayerIndex, TowerConfig, VisionTower};
 use crate::weights::{Rename, Scope, Weights};
-use burn::tensor::Tensor;
 use kiln_registry::{
-    DummyInputs, Encoded, Error, HostTensor, InputContext, MediaItem, ProcessedInputs, Prompt,
-    PromptInputs, Result,
+    DummyInputs, EncodeTask, Encoded, Error, HostTensor, InputContext, MediaItem, NamedTensors,
+    ProcessedInputs, Prompt, PromptInputs, Result,
 };
 use serde::Deserialize;
 use serde_json::Value;
+use std::sync::Arc;
 
 /// Names of today's modules, of transformers' files and of the hub's older files, brought to the
 /// canonical ones: `language_model.*`, `lm_head.*`, `vision_tower.*`, `multi_modal_projector.*`.
@@ -133,11 +137,10 @@ impl VlmConfig {
 
 /// A loaded model of the LLaVA layout.
 pub struct Vlm {
-    /// The tower.
-    pub tower: VisionTower,
+    /// Tower and projector.
+    pub pictures: Arc<PictureEncoder>,
     /// The decoder with its head.
     pub decoder: Decoder,
-    projector: Projector,
     weight_bytes: usize,
 }
 
@@ -168,9 +171,8 @@ impl Vlm {
         let extra = extra(&weights.root())?;
         weights.finish(IGNORED_SUFFIXES)?;
         let model = Self {
-            tower,
+            pictures: Arc::new(PictureEncoder::new(tower, projector)),
             decoder,
-            projector,
             weight_bytes: weights.bytes(),
         };
         Ok((model, extra))
@@ -181,29 +183,26 @@ impl Vlm {
         self.weight_bytes
     }
 
-    /// The projector.
-    ///
-    /// # Shapes
-    /// f32 `[rows, tower width]` to f32 `[rows, hidden]`.
-    pub fn project(&self, features: Tensor<2>) -> Tensor<2> {
-        self.projector.forward(features)
-    }
-
-    /// Pictures, or the frames of a video: through the tower and the projector, one behind the other.
-    ///
-    /// # Shapes
-    /// `pixels`: `[pictures, 3, image_size, image_size]`; `tower`: f32 `[pictures, tokens, width]`;
-    /// `features`: f32 `[pictures * tokens, hidden]`.
+    /// Pictures through tower and projector: see [`PictureEncoder::encode`].
     ///
     /// # Errors
-    /// As [`VisionTower::features`].
+    /// As there.
     pub fn encode_pictures(&self, shape: [usize; 4], pixels: &[f32]) -> Result<Encoded> {
-        let tower = self.tower.features(shape, pixels)?;
-        let [pictures, tokens, width] = tower.dims();
-        let rows = tower.clone().reshape([pictures * tokens, width]);
-        Ok(Encoded {
-            features: self.project(rows),
-            tower: Some(tower),
-        })
+        self.pictures.encode(shape, pixels)
+    }
+
+    /// Items whose pictures go through tower and projector in pieces; what a model makes of an
+    /// item's rows is `arrange`.
+    ///
+    /// # Errors
+    /// What `pixels` says of an item.
+    pub fn begin_pictures(
+        &self,
+        items: &[Arc<NamedTensors>],
+        pixels: Pixels,
+        arrange: Arrange,
+    ) -> Result<Box<dyn EncodeTask>> {
+        let task = PictureTask::new(self.pictures.clone(), items, pixels, arrange)?;
+        Ok(Box::new(task))
     }
 }

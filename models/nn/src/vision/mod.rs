@@ -6,15 +6,17 @@
 //! *Source*: Hugging Face transformers, `modeling_clip.py`, `modeling_siglip.py`.
 
 mod config;
+mod pass;
 
 pub use config::{FeatureSelection, LayerIndex, TOWER_TYPES, TowerConfig, TowerKind};
+pub use pass::TowerPass;
 
 use crate::encoder_layer::{EncoderLayer, EncoderLayerConfig, EncoderLayerNames};
 use crate::layers::{Linear, layer_norm};
 use crate::ops::fused::Norm;
 use crate::weights::Scope;
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use kiln_registry::{Error, Result};
+use kiln_registry::Result;
 
 const LAYER: EncoderLayerNames = EncoderLayerNames {
     attention_norm: "layer_norm1",
@@ -110,48 +112,9 @@ impl VisionTower {
     /// with the selection's tokens and width.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] when the pixels have another size: the processor's configuration and
-    /// the tower's do not fit.
+    /// As [`begin`](Self::begin).
     pub fn features(&self, shape: [usize; 4], pixels: &[f32]) -> Result<Tensor<3>> {
-        let [pictures, channels, height, width] = shape;
-        let side = self.config.image_size;
-        if [channels, height, width] != [self.config.num_channels, side, side] {
-            return Err(Error::checkpoint(
-                "preprocessor_config.json",
-                format!(
-                    "the processor makes pictures of {width}x{height}, the vision tower takes \
-                     {side}x{side}"
-                ),
-            ));
-        }
-        let (tokens, width) = (self.config.tokens(), self.config.hidden_size);
-        let mut states: Vec<Option<Tensor<2>>> = vec![None; self.layers.len() + 1];
-        let wanted = |i: usize| self.selection.layers.contains(&i);
-        let mut x = self.embed(pictures, pixels);
-        if wanted(0) {
-            states[0] = Some(x.clone());
-        }
-        for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(x, pictures, tokens);
-            if wanted(i + 1) {
-                states[i + 1] = Some(x.clone());
-            }
-        }
-        let first = usize::from(self.selection.drop_first);
-        let parts: Vec<Tensor<3>> = self
-            .selection
-            .layers
-            .iter()
-            .filter_map(|i| states.get(*i).cloned().flatten())
-            .map(|state| {
-                state.reshape([pictures, tokens, width]).slice([
-                    0..pictures,
-                    first..tokens,
-                    0..width,
-                ])
-            })
-            .collect();
-        Ok(Tensor::cat(parts, 2))
+        Ok(self.begin(shape, pixels)?.finish(self))
     }
 
     /// Patches, class token, positions: `[pictures * tokens, width]`.
