@@ -53,7 +53,7 @@ pub use device::open_device;
 pub use engine::Engine;
 pub use event::{Event, FinishReason, Generation, Timing, Usage};
 pub use loaded::{LoadedModel, ModelOptions};
-pub use options::{EngineOptions, Policy};
+pub use options::{EngineOptions, MAX_ITL_RATIO, Policy};
 pub use pipeline::{InputPipeline, ItemContent, Prepared, PreparedItem};
 pub use prefix::BlockHash;
 pub use profile::{CacheOptions, MemoryProfile};

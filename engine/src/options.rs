@@ -28,6 +28,9 @@ impl std::str::FromStr for Policy {
     }
 }
 
+/// Below two, which users are promised at the 99th percentile: steps vary by themselves.
+pub const MAX_ITL_RATIO: f64 = 1.7;
+
 /// How to run a model.
 #[derive(Clone)]
 pub struct EngineOptions {
@@ -53,10 +56,14 @@ pub struct EngineOptions {
     /// Encoder rows that one step may make; one item is always allowed. `None`: as many as the step
     /// may have tokens.
     pub max_num_batched_encoder_tokens: Option<usize>,
-    /// Tokens of prompts in a step that other sequences wait for with a token each: what bounds their
-    /// inter-token latency. `None`: as many as leave the step below twice the time of one without
-    /// prompts, by how long earlier steps took, and at most a quarter of what it may have.
+    /// Tokens of prompts in a step that other sequences wait for with a token each, at most. `None`: a
+    /// quarter of what the step may have.
     pub long_prefill_token_threshold: Option<usize>,
+    /// How many times as long as a step of running sequences alone a step may take that has parts of
+    /// prompts, or of their items' encoding, beside them: what bounds the inter-token latency while
+    /// prompts come, at the cost of their time to first token. It goes by how long earlier steps took.
+    /// `None`: whatever it takes.
+    pub max_itl_ratio: Option<f64>,
     /// Whether the memory of each step is counted, for
     /// [`EngineStats::largest_step_bytes`](crate::EngineStats::largest_step_bytes). The whole process
     /// is counted, and counted anew from each step on: for a program that has one engine and does
@@ -78,6 +85,7 @@ impl Default for EngineOptions {
             processor_cache_bytes: 256 << 20,
             max_num_batched_encoder_tokens: None,
             long_prefill_token_threshold: None,
+            max_itl_ratio: Some(MAX_ITL_RATIO),
             measure_steps: false,
         }
     }

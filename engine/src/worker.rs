@@ -55,8 +55,6 @@ pub(crate) struct Worker {
     pace: Pace,
     /// Prompt tokens of a step beside running sequences, at most.
     prefill_tokens: usize,
-    /// Whether [`pace`](Self::pace) may make it less.
-    paced: bool,
     /// Whether the peak of each step is counted.
     measure: bool,
     requests: BTreeMap<u64, Running>,
@@ -86,9 +84,8 @@ impl Worker {
             encoder_cache: EncoderCache::new(profile.encoder_cache_bytes),
             encoding: None,
             held_back: BTreeSet::new(),
-            pace: Pace::default(),
+            pace: Pace::new(options.max_itl_ratio),
             prefill_tokens: options.prefill_tokens(),
-            paced: options.long_prefill_token_threshold.is_none(),
             measure: options.measure_steps,
             requests: BTreeMap::new(),
             owner: HashMap::new(),
@@ -261,12 +258,8 @@ impl Worker {
             let running = owner.get(&id).and_then(|key| requests.get(key));
             running.is_some_and(|r| r.has_rows(at)) || cache.contains(item)
         };
-        let prompt_tokens = match self.paced {
-            true => self.pace.prompt_tokens(self.prefill_tokens),
-            false => self.prefill_tokens,
-        };
         let chunks = self.scheduler.schedule(Room {
-            prompt_tokens,
+            prompt_tokens: self.pace.prompt_tokens(self.prefill_tokens),
             encoder: self.encoding.is_none(),
             encoded: &encoded,
         });

@@ -24,6 +24,7 @@ from bench_rivals import TEXT, Pictures
 BARE = [
     "--max-batched-tokens=2048",
     "--long-prefill-token-threshold=2048",
+    "--max-itl-ratio=0",
     "--no-prefix-cache",
     "--encoder-cache-bytes=1",
     "--processor-cache-bytes=1",

@@ -5,17 +5,17 @@
 
 use std::time::Duration;
 
-/// How much longer than a step of running sequences alone one may take, as a part of it. Two medians
-/// are the bound that users are promised at the 99th percentile, and steps vary by themselves.
-const SLACK: f64 = 0.7;
 /// Prompt tokens that a step always may have: fewer gain little, and no prompt may starve.
 const LEAST: usize = 16;
 /// How fast estimates follow.
 const RATE: f64 = 0.2;
 
 /// Estimates in seconds.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Pace {
+    /// How much longer than a step of running sequences alone one may take, as a part of it;
+    /// infinite: prompts take what they need.
+    slack: f64,
     /// A step in which every sequence has one token.
     alone: Option<f64>,
     /// What a token of a prompt adds to it.
@@ -25,24 +25,33 @@ pub(super) struct Pace {
 }
 
 impl Pace {
+    /// A step with prompts takes at most so many times as long as one without, or whatever it takes.
+    pub(super) fn new(ratio: Option<f64>) -> Self {
+        Self {
+            slack: ratio.map_or(f64::INFINITY, |ratio| (ratio - 1.0).max(0.0)),
+            alone: None,
+            token: None,
+            beside: false,
+        }
+    }
+
     /// Prompt tokens of a step beside running sequences; `most` while nothing is known.
     pub(super) fn prompt_tokens(&self, most: usize) -> usize {
-        let fit = match (self.room(), self.token) {
-            (Some(room), Some(token)) if token > 0.0 => (room / token) as usize,
+        let fit = match (self.alone, self.token) {
+            (Some(alone), Some(token)) if token > 0.0 => (self.slack * alone / token) as usize,
             _ => most,
         };
         fit.max(LEAST).min(most)
     }
 
     /// Seconds that the encoder may take in a step beside running sequences and so many tokens of
-    /// prompts; `None` while nothing is known.
-    pub(super) fn encoder(&self, prompt_tokens: usize) -> Option<f64> {
+    /// prompts; none while nothing is known.
+    pub(super) fn encoder(&self, prompt_tokens: usize) -> f64 {
+        if self.slack.is_infinite() {
+            return f64::INFINITY;
+        }
         let prompts = self.token.unwrap_or(0.0) * prompt_tokens as f64;
-        Some((self.room()? - prompts).max(0.0))
-    }
-
-    fn room(&self) -> Option<f64> {
-        Some(SLACK * self.alone?)
+        (self.slack * self.alone.unwrap_or(0.0) - prompts).max(0.0)
     }
 
     /// Notes how long a step took, the encoder's part left out.
@@ -87,8 +96,8 @@ mod tests {
 
     #[test]
     fn steps_beside_streams_stay_within_their_slack() {
-        let mut pace = Pace::default();
-        assert_eq!((pace.prompt_tokens(128), pace.encoder(0)), (128, None));
+        let mut pace = Pace::new(Some(1.7));
+        assert_eq!((pace.prompt_tokens(128), pace.encoder(0)), (128, 0.0));
         pace.observe(0, 500, ms(300.0));
         for _ in 0..20 {
             pace.observe(4, 0, ms(40.0));
@@ -101,14 +110,14 @@ mod tests {
             tokens = pace.prompt_tokens(128);
         }
         assert!((26..=30).contains(&tokens), "{tokens}");
-        let left = pace.encoder(14).unwrap() / MS;
+        let left = pace.encoder(14) / MS;
         assert!((12.0..16.0).contains(&left), "{left}");
-        assert_eq!(pace.encoder(100), Some(0.0));
+        assert_eq!(pace.encoder(100), 0.0);
     }
 
     #[test]
     fn estimates_follow_what_changes() {
-        let mut pace = Pace::default();
+        let mut pace = Pace::new(Some(1.7));
         pace.observe(1, 0, ms(10.0));
         // More streams, which never run alone: a step takes 30 ms and one a token.
         for _ in 0..400 {
@@ -121,5 +130,14 @@ mod tests {
         }
         assert!(pace.prompt_tokens(64) > LEAST);
         assert_eq!(pace.prompt_tokens(8), 8, "what was asked for bounds it");
+    }
+
+    #[test]
+    fn without_a_bound_prompts_take_what_they_need() {
+        let mut pace = Pace::new(None);
+        pace.observe(1, 0, ms(10.0));
+        pace.observe(1, 100, ms(200.0));
+        assert_eq!(pace.prompt_tokens(4096), 4096);
+        assert!(pace.encoder(4096).is_infinite());
     }
 }

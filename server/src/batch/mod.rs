@@ -103,6 +103,8 @@ fn api(args: &BatchArgs) -> Result<Api> {
         max_queue: usize::MAX,
         max_queue_tokens: usize::MAX,
         media_queue: usize::MAX,
+        // Nobody watches tokens come: what counts is the time of all.
+        max_itl_ratio: None,
         ..args.cache.engine(model)
     };
     let loaded = load(&checkpoint(&args.model)?, &options.model)?;

@@ -70,6 +70,7 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
             processor_cache_bytes: 0,
             // All come at once: what counts is the time of all, not that none waits.
             long_prefill_token_threshold: Some(cache.max_batched_tokens),
+            max_itl_ratio: None,
             ..EngineOptions::default()
         };
         let engine = Engine::start(load(&checkpoint, &options)?, &engine_options)?;

@@ -7,7 +7,7 @@ use crate::openai::ToolFormat;
 use anyhow::Result;
 use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
-use kiln_engine::{EngineOptions, Policy};
+use kiln_engine::{EngineOptions, MAX_ITL_RATIO, Policy};
 use kiln_registry::MediaCounts;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -198,10 +198,15 @@ pub(crate) struct QueueArgs {
     /// Bytes of decoded and mapped items that are kept.
     #[arg(long, default_value = "256MiB", value_name = "SIZE", value_parser = parse_size, env = "KILN_PROCESSOR_CACHE_BYTES")]
     pub(crate) processor_cache_bytes: usize,
-    /// Tokens of prompts in a step that others wait for with a token each [default: a quarter of
-    /// --max-batched-tokens].
+    /// Tokens of prompts in a step that others wait for with a token each, at most [default: a
+    /// quarter of --max-batched-tokens].
     #[arg(long, value_name = "N", env = "KILN_LONG_PREFILL_TOKEN_THRESHOLD")]
     pub(crate) long_prefill_token_threshold: Option<usize>,
+    /// How many times as long as a step of running streams alone a step may take that has parts of
+    /// prompts or of their pictures beside them: a lower one keeps streams even, a higher one
+    /// answers newcomers sooner; 0: whatever it takes.
+    #[arg(long, value_name = "R", env = "KILN_MAX_ITL_RATIO", default_value_t = MAX_ITL_RATIO, value_parser = ratio)]
+    pub(crate) max_itl_ratio: f64,
     /// Encoder rows that one step may make [default: --max-batched-tokens].
     #[arg(long, value_name = "N", env = "KILN_MAX_NUM_BATCHED_ENCODER_TOKENS")]
     pub(crate) max_num_batched_encoder_tokens: Option<usize>,
@@ -225,6 +230,7 @@ impl ServeArgs {
             encoder_cache_bytes: queue.encoder_cache_bytes,
             processor_cache_bytes: queue.processor_cache_bytes,
             long_prefill_token_threshold: queue.long_prefill_token_threshold,
+            max_itl_ratio: (queue.max_itl_ratio > 0.0).then_some(queue.max_itl_ratio),
             max_num_batched_encoder_tokens: queue.max_num_batched_encoder_tokens,
             ..self.cache.engine(model)
         })
@@ -255,5 +261,15 @@ fn seconds(text: &str) -> Result<Duration, String> {
     match Duration::try_from_secs_f64(seconds) {
         Ok(time) if seconds <= 604_800.0 => Ok(time),
         _ => Err(wrong()),
+    }
+}
+
+/// `1.7`; 0 for no bound.
+fn ratio(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(ratio) if ratio == 0.0 || (1.0..=1e6).contains(&ratio) => Ok(ratio),
+        _ => Err(format!(
+            "`{text}` is neither 0 nor a ratio above 1, such as 1.7"
+        )),
     }
 }

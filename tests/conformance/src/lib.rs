@@ -25,7 +25,8 @@
 //! - `identity`: another item is another one to decoder, hash, mapper, encoder and logits; the same
 //!   bytes in another shape, type, name, mode or with other processor arguments share no hash.
 //! - `placeholders`: fewer, more and typed placeholders are the caller's errors.
-//! - `batch`: a request has the same bits alone, mixed and permuted; neighbours are not seen.
+//! - `batch`: a request has the same bits alone, mixed and permuted, and an item whole and in pieces;
+//!   neighbours are not seen.
 //! - `chunks`: the same bits wherever a prompt is cut, inside an item too.
 //! - `weights`: missing, surplus, misshapen and mistyped tensors are errors that name the tensor;
 //!   a NaN is not hidden.

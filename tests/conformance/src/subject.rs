@@ -9,7 +9,7 @@ use crate::sweep::Sweep;
 use burn::tensor::Device;
 use kiln_engine::{Checkpoint, HfTokenizer, architectures, processor_config};
 use kiln_registry::{
-    CheckpointFiles, Error, InputContext, LoadContext, MediaCounts, MediaItem, ModelEntry,
+    CheckpointFiles, Encoded, Error, InputContext, LoadContext, MediaCounts, MediaItem, ModelEntry,
     MultiModalModel, NamedTensors, ProcessedInputs, Prompt, PromptInputs, Registry, Result,
     Tokenizer, WeightDType,
 };
@@ -266,19 +266,29 @@ impl Subject {
         modality: &str,
         items: &[&NamedTensors],
     ) -> Result<Vec<Features>, Fault> {
+        guard(|| one_each(model.encode(modality, items)?, items.len())).of(Piece::Encoder)
+    }
+
+    /// The same in pieces.
+    pub(crate) fn encode_in_pieces(
+        &self,
+        model: &dyn MultiModalModel,
+        modality: &str,
+        items: &[&NamedTensors],
+    ) -> Result<Vec<Features>, Fault> {
+        let items: Vec<_> = items.iter().map(|item| Arc::new((*item).clone())).collect();
         guard(|| {
-            let encoded = model.encode(modality, items)?;
-            if encoded.len() != items.len() {
-                return Err(Error::internal(format!(
-                    "{} result(s) for {} item(s)",
-                    encoded.len(),
-                    items.len()
-                )));
+            let mut task = model.begin_encode(modality, &items)?;
+            while task.remaining() > 0 {
+                let before = task.remaining();
+                task.advance()?;
+                if task.remaining() >= before {
+                    return Err(Error::internal(format!(
+                        "{before} pieces are left, and one piece later as many"
+                    )));
+                }
             }
-            encoded
-                .into_iter()
-                .map(|e| Features::of(e.features))
-                .collect()
+            one_each(task.finish()?, items.len())
         })
         .of(Piece::Encoder)
     }
@@ -291,6 +301,17 @@ impl Subject {
     pub(crate) fn has_media(&self) -> bool {
         self.entry.modalities().next().is_some()
     }
+}
+
+fn one_each(encoded: Vec<Encoded>, items: usize) -> Result<Vec<Features>, Error> {
+    if encoded.len() != items {
+        return Err(Error::internal(format!(
+            "{} result(s) for {items} item(s)",
+            encoded.len()
+        )));
+    }
+    let features = encoded.into_iter().map(|e| Features::of(e.features));
+    features.collect()
 }
 
 fn load(

@@ -1,7 +1,7 @@
 //! What a server leans on: who is first, how much may wait, how an engine is brought to an end, and
 //! that running streams go on while prompts come.
 
-use crate::runs::{alone, assert_idle, finish, options, start, start_roomy, wait_until};
+use crate::runs::{Outcome, alone, assert_idle, finish, options, start, start_roomy, wait_until};
 use crate::support::{ask, case, checkpoint, greedy, pattern};
 use kiln_engine::{Engine, EngineOptions, Event, Generation, Policy, PromptInput, Request};
 use kiln_registry::Error;
@@ -173,6 +173,42 @@ fn a_running_stream_does_not_wait_for_prompts() {
     assert!(streamed + 2 >= after.steps, "{after:?}");
     drop(stream);
     assert_idle(&engine);
+}
+
+/// A picture goes through its tower in pieces while a stream runs, and comes out with the same bits;
+/// a client that leaves meanwhile leaves nothing behind.
+#[test]
+fn pictures_are_encoded_beside_a_stream() {
+    for checkpoint in [LLAVA, "llava-next-clip-mistral"] {
+        let mut options = options();
+        options.encoder_cache_bytes = 1;
+        options.prefix_cache = false;
+        let engine = start_roomy(checkpoint, options);
+        let question = |seed: u32| {
+            let pictures = [pattern(30, 20, seed), pattern(20, 30, seed + 1)];
+            ask("<image>What is it?<image>", pictures, greedy(6))
+        };
+        let idle: Vec<Outcome> = [1, 4, 7]
+            .map(|seed| alone(&engine, &question(seed)).unwrap())
+            .into();
+        let mut stream = engine.generate(text(9, 100_000)).unwrap();
+        while !matches!(stream.next().unwrap().unwrap(), Event::Token { .. }) {}
+        let encoded = engine.stats().encoded_items;
+        for (seed, idle) in [1, 4, 7].into_iter().zip(&idle) {
+            drop(engine.generate(question(seed + 100)).unwrap());
+            assert_eq!(&alone(&engine, &question(seed)).unwrap(), idle);
+        }
+        let both: Vec<_> = [1, 4]
+            .map(|seed| engine.generate(question(seed)).unwrap())
+            .into();
+        for (generation, idle) in both.into_iter().zip(&idle) {
+            assert_eq!(&finish(generation).unwrap(), idle);
+        }
+        let stats = engine.stats();
+        assert!(stats.encoded_items >= encoded + 10, "{stats:?}");
+        drop(stream);
+        assert_idle(&engine);
+    }
 }
 
 #[test]

@@ -43,6 +43,14 @@ fn items(subject: &Subject, problems: &mut Vec<Problem>) -> Result<(), Fault> {
             let message = format!("an {modality} item's rows depend on how many are encoded");
             problems.push(Problem::new(Piece::Encoder, message, mend));
         }
+        let whole = subject.encode(model, modality, &[c, b, a])?;
+        if subject.encode_in_pieces(model, modality, &[c, b, a])? != whole {
+            problems.push(Problem::new(
+                Piece::Encoder,
+                format!("{modality} items have other rows where they are encoded in pieces"),
+                "give in `begin_encode` what `encode` gives, item by item and in its order",
+            ));
+        }
     }
     Ok(())
 }

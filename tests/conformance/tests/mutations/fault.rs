@@ -37,3 +37,5 @@ pub(crate) const CACHE_COPIED: u8 = 32;
 pub(crate) const PROJECTOR_SCALED: u8 = 33;
 pub(crate) const MAPPER_SCALED: u8 = 34;
 pub(crate) const LOGITS_SCALED: u8 = 35;
+pub(crate) const PIECES_IN_ANOTHER_ORDER: u8 = 36;
+pub(crate) const PIECES_WITHOUT_END: u8 = 37;

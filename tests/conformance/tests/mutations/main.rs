@@ -136,6 +136,8 @@ faults! {
     an_encoder_short_of_a_row: ENCODER_SHORT, "law", Encoder;
     an_encoder_that_ignores_its_input: ENCODER_IGNORES_INPUT, "identity", Encoder;
     an_encoder_that_mixes_items: ENCODER_MIXES_ITEMS, "batch", Encoder;
+    pieces_that_turn_items_round: PIECES_IN_ANOTHER_ORDER, "batch", Encoder;
+    pieces_that_have_no_end: PIECES_WITHOUT_END, "batch", Encoder;
     an_embedding_that_remembers: EMBED_REMEMBERS, "repeat", Embed;
     attention_that_leaks: ATTENTION_LEAKS, "batch", Attention;
     a_result_that_depends_on_the_batch: BATCH_SIZE_MATTERS, "batch", Forward;

@@ -6,11 +6,12 @@ use burn::tensor::{Device, Int, Tensor};
 use kiln_nn::ops;
 use kiln_nn::weights::Weights;
 use kiln_registry::{
-    DecodeLimits, DummyInputs, Encoded, Error, Expansion, ForwardBatch, HostTensor, InputContext,
-    KvLayer, KvSpec, LoadContext, LoadModel, MaxTokens, MediaCounts, MediaItem, ModalitySupport,
-    ModelEntry, MultiModalModel, NamedTensors, ProcessedInputs, Prompt, PromptInputs, Result,
-    expand_placeholders,
+    DecodeLimits, DummyInputs, EncodeTask, Encoded, Error, Expansion, ForwardBatch, HostTensor,
+    InputContext, KvLayer, KvSpec, LoadContext, LoadModel, MaxTokens, MediaCounts, MediaItem,
+    ModalitySupport, ModelEntry, MultiModalModel, NamedTensors, ProcessedInputs, Prompt,
+    PromptInputs, Result, encode_at_once, expand_placeholders,
 };
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 const VOCABULARY: usize = 320;
@@ -202,6 +203,22 @@ impl<const F: u8> MultiModalModel for Planted<F> {
         4 * HIDDEN * (2 * VOCABULARY + 3 + 4 * HIDDEN)
     }
 
+    fn begin_encode(
+        &self,
+        modality: &str,
+        items: &[Arc<NamedTensors>],
+    ) -> Result<Box<dyn EncodeTask>> {
+        let mut items = items.to_vec();
+        if F == f::PIECES_IN_ANOTHER_ORDER {
+            items.reverse();
+        }
+        let task = encode_at_once(self, modality, &items)?;
+        match F {
+            f::PIECES_WITHOUT_END => Ok(Box::new(Endless(task))),
+            _ => Ok(task),
+        }
+    }
+
     fn encode(&self, modality: &str, items: &[&NamedTensors]) -> Result<Vec<Encoded>> {
         if modality != "image" {
             return Err(Error::unsupported(modality));
@@ -290,5 +307,21 @@ impl<const F: u8> MultiModalModel for Planted<F> {
             f::LOGITS_SCALED => logits * 1.001,
             _ => logits,
         })
+    }
+}
+
+struct Endless(Box<dyn EncodeTask>);
+
+impl EncodeTask for Endless {
+    fn remaining(&self) -> usize {
+        1
+    }
+
+    fn advance(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<Vec<Encoded>> {
+        self.0.finish()
     }
 }
