@@ -61,8 +61,8 @@ pub struct EngineOptions {
     pub long_prefill_token_threshold: Option<usize>,
     /// How many times as long as a step of running sequences alone a step may take that has parts of
     /// prompts, or of their items' encoding, beside them: what bounds the inter-token latency while
-    /// prompts come, at the cost of their time to first token. It goes by how long earlier steps took.
-    /// `None`: whatever it takes.
+    /// prompts come, at the cost of their time to first token. It goes by how long earlier steps took,
+    /// and gives way where more prompts wait than sequences run. `None`: whatever it takes.
     pub max_itl_ratio: Option<f64>,
     /// Whether the memory of each step is counted, for
     /// [`EngineStats::largest_step_bytes`](crate::EngineStats::largest_step_bytes). The whole process

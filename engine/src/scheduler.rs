@@ -417,6 +417,12 @@ impl Scheduler {
         partial.map(|s| (s.id, s.computed))
     }
 
+    /// Sequences in the midst of their prompt, and those that wait.
+    pub fn prompts(&self) -> usize {
+        let partial = self.running.iter().filter(|s| s.remaining() > 1);
+        partial.count() + self.waiting.len()
+    }
+
     /// Sequences that hold blocks.
     pub fn running(&self) -> usize {
         self.running.len()

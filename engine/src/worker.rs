@@ -17,7 +17,7 @@ use crate::stats::Stats;
 use crate::{Arrival, Chunk, ItemSpan, Room, Scheduler, SequenceId, memory};
 use encoding::Encoding;
 use kiln_registry::{ContentHash, Error, Result};
-use pace::Pace;
+use pace::{Allowance, Pace};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -53,6 +53,8 @@ pub(crate) struct Worker {
     /// Requests that steps left out for want of rows which the encoder makes, or has just made.
     held_back: BTreeSet<u64>,
     pace: Pace,
+    /// What the step has for prompts.
+    allowance: Allowance,
     /// Prompt tokens of a step beside running sequences, at most.
     prefill_tokens: usize,
     /// Whether the peak of each step is counted.
@@ -85,6 +87,7 @@ impl Worker {
             encoding: None,
             held_back: BTreeSet::new(),
             pace: Pace::new(options.max_itl_ratio),
+            allowance: Allowance::default(),
             prefill_tokens: options.prefill_tokens(),
             measure: options.measure_steps,
             requests: BTreeMap::new(),
@@ -253,13 +256,16 @@ impl Worker {
     }
 
     fn step(&mut self) {
+        let prompts = self.scheduler.prompts();
+        let streams = (self.scheduler.running() + self.scheduler.waiting()).saturating_sub(prompts);
+        self.allowance = self.pace.next(streams, prompts);
         let (requests, owner, cache) = (&self.requests, &self.owner, &self.encoder_cache);
         let encoded = |id: SequenceId, at: usize, item: &ContentHash| {
             let running = owner.get(&id).and_then(|key| requests.get(key));
             running.is_some_and(|r| r.has_rows(at)) || cache.contains(item)
         };
         let chunks = self.scheduler.schedule(Room {
-            prompt_tokens: self.pace.prompt_tokens(self.prefill_tokens),
+            prompt_tokens: self.allowance.prompt_tokens(self.prefill_tokens),
             encoder: self.encoding.is_none(),
             encoded: &encoded,
         });

@@ -17,7 +17,7 @@ impl Worker {
         let prompts = chunks.iter().filter(|chunk| !is_stream(chunk));
         let prompt_tokens = prompts.map(|chunk| chunk.len).sum();
         let streams = chunks.iter().any(is_stream);
-        let seconds = streams.then(|| self.pace.encoder(prompt_tokens));
+        let seconds = streams.then(|| self.allowance.encoder(prompt_tokens));
         let seconds = seconds.filter(|seconds| seconds.is_finite());
         loop {
             let lacking = self.lacking(chunks);

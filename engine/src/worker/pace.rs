@@ -7,6 +7,8 @@ use std::time::Duration;
 
 /// Prompt tokens that a step always may have: fewer gain little, and no prompt may starve.
 const LEAST: usize = 16;
+/// So many prompts are no crowd, however few sequences run.
+const FEW: usize = 3;
 /// How fast estimates follow.
 const RATE: f64 = 0.2;
 
@@ -24,6 +26,31 @@ pub(super) struct Pace {
     beside: bool,
 }
 
+/// What a step may have of prompts' work.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Allowance {
+    /// For tokens and encoder together.
+    seconds: f64,
+    /// What a token takes of them; 0 while that is not known.
+    token: f64,
+}
+
+impl Allowance {
+    /// Prompt tokens; `most` while nothing is known.
+    pub(super) fn prompt_tokens(&self, most: usize) -> usize {
+        let fit = match self.token > 0.0 {
+            true => (self.seconds / self.token) as usize,
+            false => most,
+        };
+        fit.max(LEAST).min(most)
+    }
+
+    /// Seconds of the encoder beside so many tokens of prompts; none while nothing is known.
+    pub(super) fn encoder(&self, prompt_tokens: usize) -> f64 {
+        (self.seconds - self.token * prompt_tokens as f64).max(0.0)
+    }
+}
+
 impl Pace {
     /// A step with prompts takes at most so many times as long as one without, or whatever it takes.
     pub(super) fn new(ratio: Option<f64>) -> Self {
@@ -35,23 +62,18 @@ impl Pace {
         }
     }
 
-    /// Prompt tokens of a step beside running sequences; `most` while nothing is known.
-    pub(super) fn prompt_tokens(&self, most: usize) -> usize {
-        let fit = match (self.alone, self.token) {
-            (Some(alone), Some(token)) if token > 0.0 => (self.slack * alone / token) as usize,
-            _ => most,
-        };
-        fit.max(LEAST).min(most)
-    }
-
-    /// Seconds that the encoder may take in a step beside running sequences and so many tokens of
-    /// prompts; none while nothing is known.
-    pub(super) fn encoder(&self, prompt_tokens: usize) -> f64 {
-        if self.slack.is_infinite() {
-            return f64::INFINITY;
+    /// What the step to come may have beside its streams, given how many there are and how many
+    /// prompts are in their midst or wait.
+    pub(super) fn next(&self, streams: usize, prompts: usize) -> Allowance {
+        // Where more wait for their first token than have it, they are the ones to be served.
+        let crowd = prompts as f64 / streams.max(FEW) as f64;
+        Allowance {
+            seconds: match self.slack.is_finite() {
+                true => self.slack * crowd.max(1.0) * self.alone.unwrap_or(0.0),
+                false => f64::INFINITY,
+            },
+            token: self.token.filter(|_| self.alone.is_some()).unwrap_or(0.0),
         }
-        let prompts = self.token.unwrap_or(0.0) * prompt_tokens as f64;
-        (self.slack * self.alone.unwrap_or(0.0) - prompts).max(0.0)
     }
 
     /// Notes how long a step took, the encoder's part left out.
@@ -97,22 +119,36 @@ mod tests {
     #[test]
     fn steps_beside_streams_stay_within_their_slack() {
         let mut pace = Pace::new(Some(1.7));
-        assert_eq!((pace.prompt_tokens(128), pace.encoder(0)), (128, 0.0));
+        let next = pace.next(4, 1);
+        assert_eq!((next.prompt_tokens(128), next.encoder(0)), (128, 0.0));
         pace.observe(0, 500, ms(300.0));
         for _ in 0..20 {
             pace.observe(4, 0, ms(40.0));
         }
         // Guessed from the whole prompt: 0.6 ms a token. In truth it is one.
-        let mut tokens = pace.prompt_tokens(128);
+        let mut tokens = pace.next(4, 1).prompt_tokens(128);
         assert_eq!(tokens, 46);
         for _ in 0..40 {
             pace.observe(4, tokens, ms(40.0 + tokens as f64));
-            tokens = pace.prompt_tokens(128);
+            tokens = pace.next(4, 1).prompt_tokens(128);
         }
         assert!((26..=30).contains(&tokens), "{tokens}");
-        let left = pace.encoder(14) / MS;
+        let left = pace.next(4, 1).encoder(14) / MS;
         assert!((12.0..16.0).contains(&left), "{left}");
-        assert_eq!(pace.encoder(100), 0.0);
+        assert_eq!(pace.next(4, 1).encoder(100), 0.0);
+    }
+
+    #[test]
+    fn where_more_wait_than_run_they_have_more() {
+        let mut pace = Pace::new(Some(1.5));
+        pace.observe(2, 0, ms(20.0));
+        pace.observe(2, 10, ms(30.0));
+        let tokens = |streams, prompts| pace.next(streams, prompts).prompt_tokens(512);
+        // 10 ms of slack, and about a token each.
+        assert_eq!((tokens(4, 1), tokens(4, 4)), (LEAST, LEAST));
+        assert_eq!(tokens(1, 3), LEAST);
+        assert!((19..=21).contains(&tokens(2, 6)), "{}", tokens(2, 6));
+        assert!((48..=51).contains(&tokens(4, 20)), "{}", tokens(4, 20));
     }
 
     #[test]
@@ -121,15 +157,16 @@ mod tests {
         pace.observe(1, 0, ms(10.0));
         // More streams, which never run alone: a step takes 30 ms and one a token.
         for _ in 0..400 {
-            let tokens = pace.prompt_tokens(64);
+            let tokens = pace.next(8, 1).prompt_tokens(64);
             pace.observe(8, tokens, ms(30.0 + tokens as f64));
         }
-        assert_eq!(pace.prompt_tokens(64), LEAST, "a prompt never starves");
+        let tokens = |pace: &Pace, most| pace.next(8, 1).prompt_tokens(most);
+        assert_eq!(tokens(&pace, 64), LEAST, "a prompt never starves");
         for _ in 0..40 {
             pace.observe(8, 0, ms(100.0));
         }
-        assert!(pace.prompt_tokens(64) > LEAST);
-        assert_eq!(pace.prompt_tokens(8), 8, "what was asked for bounds it");
+        assert!(tokens(&pace, 64) > LEAST);
+        assert_eq!(tokens(&pace, 8), 8, "what was asked for bounds it");
     }
 
     #[test]
@@ -137,7 +174,8 @@ mod tests {
         let mut pace = Pace::new(None);
         pace.observe(1, 0, ms(10.0));
         pace.observe(1, 100, ms(200.0));
-        assert_eq!(pace.prompt_tokens(4096), 4096);
-        assert!(pace.encoder(4096).is_infinite());
+        let next = pace.next(8, 1);
+        assert_eq!(next.prompt_tokens(4096), 4096);
+        assert!(next.encoder(4096).is_infinite());
     }
 }

@@ -203,8 +203,8 @@ pub(crate) struct QueueArgs {
     #[arg(long, value_name = "N", env = "KILN_LONG_PREFILL_TOKEN_THRESHOLD")]
     pub(crate) long_prefill_token_threshold: Option<usize>,
     /// How many times as long as a step of running streams alone a step may take that has parts of
-    /// prompts or of their pictures beside them: a lower one keeps streams even, a higher one
-    /// answers newcomers sooner; 0: whatever it takes.
+    /// prompts or of their pictures beside them, unless more prompts wait than streams run: a lower
+    /// one keeps streams even, a higher one answers newcomers sooner; 0: whatever it takes.
     #[arg(long, value_name = "R", env = "KILN_MAX_ITL_RATIO", default_value_t = MAX_ITL_RATIO, value_parser = ratio)]
     pub(crate) max_itl_ratio: f64,
     /// Encoder rows that one step may make [default: --max-batched-tokens].
