@@ -104,13 +104,13 @@ counters! {
 impl Stats {
     pub(crate) fn observe(&self, scheduler: &Scheduler) {
         let store = |counter: &AtomicU64, value: usize| counter.store(value as u64, Relaxed);
-        store(&self.running, scheduler.running());
-        store(&self.waiting, scheduler.waiting());
-        store(&self.waiting_tokens, scheduler.waiting_tokens());
         store(&self.kv_blocks, scheduler.total_blocks());
         store(&self.free_blocks, scheduler.free_blocks());
         store(&self.cached_blocks, scheduler.cached_blocks());
         self.preemptions.store(scheduler.preemptions(), Relaxed);
+        store(&self.waiting, scheduler.waiting());
+        store(&self.waiting_tokens, scheduler.waiting_tokens());
+        store(&self.running, scheduler.running());
     }
 }
 

@@ -251,6 +251,7 @@ impl Worker {
                 self.scheduler.discard(sequence.id);
                 self.owner.remove(&sequence.id);
             }
+            self.stats.observe(&self.scheduler);
             running.fail(error);
         }
     }
@@ -430,10 +431,13 @@ impl Worker {
                     counter.fetch_add(1, Relaxed);
                     self.scheduler.remove(chunk.id);
                     self.owner.remove(&chunk.id);
+                    // Counted before it is told: who has the answer finds it among the counters.
+                    let last = running.sequences.len() == 1;
+                    self.stats.finished.fetch_add(last.into(), Relaxed);
+                    self.stats.observe(&self.scheduler);
                     if running.remove(chunk.id) {
                         self.requests.remove(&key);
                         self.held_back.remove(&key);
-                        self.stats.finished.fetch_add(1, Relaxed);
                     }
                 }
                 Err(error) => self.fail(key, error),

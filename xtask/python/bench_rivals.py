@@ -216,20 +216,26 @@ class LlamaCpp:
         command = [server, "-m", args.model, "--mmproj", args.mmproj, "-t", threads, "-tb", threads]
         command += ["-c", str(2048 * args.concurrency), "-np", str(args.concurrency), "--host", "127.0.0.1"]
         command += ["--port", str(self.port), "--no-webui", "--no-jinja", "--chat-template", "vicuna"]
-        self.server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while True:
-            try:
-                if self._get("/health"):
-                    break
-            except OSError:
-                if self.server.poll() is not None:
-                    raise SystemExit("llama-server ended before it was ready")
-                time.sleep(0.02)
+        # Weights of eight and four bits in blocks made for the matrix unit crash some of its builds.
+        if not self._start(command):
+            if not self._start(command + ["--no-repack"]):
+                raise SystemExit("llama-server ended before it was ready")
+            self.version += " with --no-repack"
         self.marker = json.loads(self._get("/props"))["media_marker"]
         words = TEXT.split() * (args.prompt_tokens // 8 + 1)
         ids = json.loads(self._post("/tokenize", {"content": " ".join(words)}).read())["tokens"]
         text = json.loads(self._post("/detokenize", {"tokens": ids[: args.prompt_tokens]}).read())
         self.text = text["content"]
+
+    def _start(self, command):
+        self.server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while self.server.poll() is None:
+            try:
+                if self._get("/health"):
+                    return True
+            except OSError:
+                time.sleep(0.02)
+        return False
 
     def _get(self, path):
         return urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5).read()

@@ -120,22 +120,23 @@ pub(crate) fn run(python: &Path, args: &Args) -> Result<()> {
         }
     }
     // What was measured so far is not lost for what fails behind it.
-    let mut beside = |label: &str, wanted: bool, run: &dyn Fn(&str) -> Result<_>| {
-        let shape = args.shapes.first().filter(|_| wanted)?;
-        let result = run(shape);
-        if let Err(error) = &result {
-            eprintln!("left out: {error:#}");
-            failed.insert(label.to_owned(), format!("{error:#}"));
-        }
-        result.ok()
-    };
-    let growth = beside("growth", args.growth, &|shape| grow(shape, args));
-    let server = beside("the server", args.server, &|shape| {
-        serve(python, shape, args)
-    });
+    let first = args.shapes.first();
+    let growth = first.filter(|_| args.growth).map(|shape| grow(shape, args));
+    let growth = growth.and_then(|result| kept("growth", result, &mut failed));
+    let server = first.filter(|_| args.server);
+    let server = server.map(|shape| serve(python, shape, args));
+    let server = server.and_then(|result| kept("the server", result, &mut failed));
     let beside = page::Beside { growth, server };
     let page = page::write(&contenders, &results, &failed, &beside, args)?;
     fs::write(&args.out, page).with_context(|| args.out.display().to_string())
+}
+
+fn kept<T>(label: &str, result: Result<T>, failed: &mut BTreeMap<String, String>) -> Option<T> {
+    if let Err(error) = &result {
+        eprintln!("left out: {error:#}");
+        failed.insert(label.to_owned(), format!("{error:#}"));
+    }
+    result.ok()
 }
 
 /// What a token costs as contexts and batches grow, and a chart of it beside the page.
@@ -158,24 +159,53 @@ fn grow(shape: &str, args: &Args) -> Result<serde_json::Value> {
     serde_json::from_slice(&output.stdout).context("the output holds no figures")
 }
 
-/// What clients see of the server.
-fn serve(python: &Path, shape: &str, args: &Args) -> Result<serde_json::Value> {
-    eprintln!("the server on {shape}");
-    let models = args.work.join("models");
-    let mut command = Command::new(python);
-    command.args([
-        "xtask/python/bench_server.py",
-        "--bin",
-        "target/release/kiln",
-    ]);
-    command.arg("--model").arg(models.join(shape));
-    command.arg("--picture").arg(models.join("picture.png"));
-    let most = args.concurrency.iter().max().copied().unwrap_or(1);
-    command.args(["--concurrency", &most.to_string()]);
-    let output = command.output().context("can't start Python")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let last = text.lines().last().unwrap_or_default();
-    serde_json::from_str(last).with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())
+/// What clients see of the servers: Kiln's and those of the rivals that have one.
+fn serve(
+    python: &Path,
+    shape: &str,
+    args: &Args,
+) -> Result<Vec<(&'static str, serde_json::Value)>> {
+    let (models, gguf) = (args.work.join("models"), args.work.join("gguf"));
+    let checkpoint = models.join(shape);
+    let mut servers = vec![(
+        "Kiln",
+        "kiln",
+        PathBuf::from("target/release/kiln"),
+        checkpoint.clone(),
+    )];
+    if let Some(python) = &args.vllm {
+        servers.push(("vLLM", "vllm", python.clone(), checkpoint));
+    }
+    if let Some(bin) = &args.llama_cpp {
+        let model = gguf.join(format!("{shape}-bf16.gguf"));
+        servers.push(("llama.cpp", "llama.cpp", bin.clone(), model));
+    }
+    let mut out = vec![];
+    for (name, engine, bin, model) in servers {
+        eprintln!("the server of {name} on {shape}");
+        let mut command = Command::new(python);
+        command.args(["xtask/python/bench_server.py", engine, "--bin"]);
+        command.arg(bin).arg("--model").arg(model);
+        let tower = gguf.join(format!("mmproj-{shape}-bf16.gguf"));
+        command.arg("--mmproj").arg(tower);
+        command.arg("--picture").arg(models.join("picture.png"));
+        let most = args.concurrency.iter().max().copied().unwrap_or(1);
+        command.args(["--concurrency", &most.to_string()]);
+        let output = command.output().context("can't start Python")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        match serde_json::from_str(text.lines().last().unwrap_or_default()) {
+            Ok(figures) => out.push((name, figures)),
+            Err(error) => {
+                let words = String::from_utf8_lossy(&output.stderr);
+                let error = anyhow::Error::new(error).context(words.into_owned());
+                match name {
+                    "Kiln" => return Err(error),
+                    _ => eprintln!("left out: {error:#}"),
+                }
+            }
+        }
+    }
+    Ok(out)
 }
 
 /// The JSON that a contender's output ends with.
