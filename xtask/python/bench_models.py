@@ -2,11 +2,12 @@
 """Checkpoints with random weights at real shapes, for `cargo xtask bench`: speed does not hang on the
 weights' values. The same seed writes the same files.
 
-    python xtask/python/bench_models.py --out target/bench/models [A C]
+    python xtask/python/bench_models.py --out target/bench/models [A C D]
 
 A: LLaVA 1.5's layout. CLIP ViT-L/14 at 336 pixels (24 layers, width 1024), a Llama of 24 layers
    (width 1024, 16 query and 4 KV heads, inner width 4096, vocabulary 32064): 736 M parameters.
 C: LLaVA-NeXT's layout on the same towers: 640x480 pixels are five tiles.
+D: C with one grid of four tiles by three: the same picture is 13 tiles.
 
 Each folder is written as Hugging Face's hub has them: bf16 safetensors under the hub's names, tokenizer,
 processor; and `picture.png` of 640x480 beside them.
@@ -39,7 +40,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 VOCABULARY = 32_064
-PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+PINPOINTS = {
+    "C": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
+    "D": [[1008, 1344]],
+}
 CHAT_TEMPLATE = (
     "{% for message in messages %}USER: "
     "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
@@ -132,12 +136,12 @@ def shape_a(folder: Path) -> None:
     finish(folder, words, pixels, LlavaProcessor)
 
 
-def shape_c(folder: Path, a: Path) -> None:
+def shape_c(folder: Path, a: Path, pinpoints: list[list[int]]) -> None:
     config = json.loads((a / "config.json").read_text())
     config |= {
         "model_type": "llava_next",
         "architectures": ["LlavaNextForConditionalGeneration"],
-        "image_grid_pinpoints": PINPOINTS,
+        "image_grid_pinpoints": pinpoints,
         "use_image_newline_parameter": True,
     }
     tensors = load_file(a / "model.safetensors")
@@ -148,7 +152,7 @@ def shape_c(folder: Path, a: Path) -> None:
     shutil.copy(a / "generation_config.json", folder)
     square = {"height": 336, "width": 336}
     pixels = LlavaNextImageProcessorPil(
-        size={"shortest_edge": 336}, crop_size=square, image_grid_pinpoints=PINPOINTS
+        size={"shortest_edge": 336}, crop_size=square, image_grid_pinpoints=pinpoints
     )
     finish(folder, PreTrainedTokenizerFast.from_pretrained(a), pixels, LlavaNextProcessor, named=True)
 
@@ -197,12 +201,12 @@ def main() -> None:
         folder.mkdir(exist_ok=True)
         if shape == "A":
             shape_a(folder)
-        elif shape == "C":
+        elif shape in PINPOINTS:
             if not (args.out / "A/done").exists():
-                parser.error("C takes A's weights: write A first")
-            shape_c(folder, args.out / "A")
+                parser.error(f"{shape} takes A's weights: write A first")
+            shape_c(folder, args.out / "A", PINPOINTS[shape])
         else:
-            parser.error(f"no shape {shape}: A, C")
+            parser.error(f"no shape {shape}: A, C, D")
         (folder / "done").touch()
         print(f"{folder}: {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:.0f} MB")
 

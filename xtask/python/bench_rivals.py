@@ -179,7 +179,7 @@ class Vllm:
         self.model = LLM(
             args.model,
             dtype=dtype,
-            max_model_len=4096,
+            max_model_len=9216,
             max_num_seqs=8,
             enforce_eager=True,
             limit_mm_per_prompt={"image": 1},

@@ -7,9 +7,13 @@ use std::process::Command;
 
 const PROMPT_TOKENS: &str = "32";
 const OUTPUT_TOKENS: &str = "64";
-/// Runs within one process, behind one that warms up: of several requests at once, one is many.
-fn repeat(concurrency: usize) -> &'static str {
-    if concurrency == 1 { "3" } else { "1" }
+/// Runs within one process, behind one that warms up: of several requests at once one is many, and so
+/// is one of thirteen tiles.
+fn repeat(shape: &str, concurrency: usize) -> &'static str {
+    match (shape, concurrency) {
+        ("A" | "C", 1) => "3",
+        _ => "1",
+    }
 }
 
 /// An engine with its weights in one width.
@@ -136,7 +140,7 @@ impl Contender {
                     "--output-tokens",
                     OUTPUT_TOKENS,
                 ]);
-                let repeat = repeat(concurrency);
+                let repeat = repeat(shape, concurrency);
                 command.args(["--concurrency", &at_once, "--repeat", repeat]);
                 // As the rivals are told.
                 command.args(["--max-batched-tokens", "2048"]);
@@ -153,7 +157,7 @@ impl Contender {
                     "openvino" => args.work.join(format!("openvino/{shape}-{}", self.weights)),
                     _ => checkpoint,
                 };
-                let mut command = rival(python, name, &model, &picture, concurrency);
+                let mut command = rival(python, name, &model, &picture, shape, concurrency);
                 command.args(["--dtype", "bf16"]);
                 model.exists().then_some(command)
             }
@@ -161,7 +165,7 @@ impl Contender {
                 let gguf = args.work.join("gguf");
                 let model = gguf.join(format!("{shape}-{}.gguf", self.weights));
                 let tower = gguf.join(format!("mmproj-{shape}-bf16.gguf"));
-                let mut command = rival(python, "llama.cpp", &model, &picture, concurrency);
+                let mut command = rival(python, "llama.cpp", &model, &picture, shape, concurrency);
                 command.arg("--mmproj").arg(&tower).arg("--bin").arg(bin);
                 (model.exists() && tower.exists()).then_some(command)
             }
@@ -169,7 +173,14 @@ impl Contender {
     }
 }
 
-fn rival(python: &Path, name: &str, model: &Path, picture: &Path, concurrency: usize) -> Command {
+fn rival(
+    python: &Path,
+    name: &str,
+    model: &Path,
+    picture: &Path,
+    shape: &str,
+    concurrency: usize,
+) -> Command {
     let mut command = Command::new(python);
     command.args(["xtask/python/bench_rivals.py", name, "--model"]);
     command.arg(model).arg("--picture").arg(picture);
@@ -180,7 +191,12 @@ fn rival(python: &Path, name: &str, model: &Path, picture: &Path, concurrency: u
         OUTPUT_TOKENS,
     ]);
     let at_once = concurrency.to_string();
-    command.args(["--concurrency", &at_once, "--repeat", repeat(concurrency)]);
+    command.args([
+        "--concurrency",
+        &at_once,
+        "--repeat",
+        repeat(shape, concurrency),
+    ]);
     command
 }
 

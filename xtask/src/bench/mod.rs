@@ -22,7 +22,7 @@ pub(crate) struct Args {
     /// Where the checkpoints are; those of random weights are written where they are not.
     #[arg(long, value_name = "DIR", default_value = "target/bench")]
     work: PathBuf,
-    /// A: LLaVA 1.5's layout; C: LLaVA-NeXT's, five tiles a picture.
+    /// A: LLaVA 1.5's layout; C: LLaVA-NeXT's, five tiles a picture; D: the same with 13.
     #[arg(long, value_delimiter = ',', default_value = "A,C")]
     shapes: Vec<String>,
     /// Rounds; of each figure the middle one is told.

@@ -29,8 +29,9 @@ pub(crate) fn write(
          Written by `cargo xtask bench`; nothing here is typed by hand. Kiln and its rivals ran in turn\n\
          on one machine with the same weights (random, at real shapes), the same picture (640x480) and\n\
          32 tokens of text, 64 new tokens, greedy. Times are medians over {} of processes that\n\
-         each warm up and run three times (of several requests at once, once); on a shared machine, differences under a tenth are noise. A\n\
-         ratio is Kiln's time over the rival's at the same width of weights: below 1, Kiln is faster.\n\n\
+         each warm up and run three times (of several requests at once, and of 13 tiles, once); on a shared\n\
+         machine, differences under a tenth are noise. A ratio is Kiln's time over the rival's at the same\n\
+         width of weights: below 1, Kiln is faster.\n\n\
          | | |\n|---|---|\n| date | {} |\n| machine | {} |\n| commit | {} |\n| command | `{}` |",
         match args.rounds {
             1 => "one round".to_owned(),
