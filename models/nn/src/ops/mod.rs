@@ -28,7 +28,7 @@ use crate::work;
 use backend::KilnOps;
 use burn::{
     backend::Dispatch,
-    tensor::{DType, Int, Tensor},
+    tensor::{DType, FloatDType, Int, Tensor},
 };
 use kiln_registry::BatchLayout;
 
@@ -59,6 +59,19 @@ impl Activation {
             _ => return None,
         })
     }
+}
+
+/// The nearest numbers of another type, ties to even.
+///
+/// # Shapes
+/// Any, to the same.
+pub fn cast<const D: usize>(x: Tensor<D>, dtype: FloatDType) -> Tensor<D> {
+    if x.shape().num_elements() > 0 {
+        if let Some(out) = flex::cast(&x, dtype) {
+            return out;
+        }
+    }
+    x.cast(dtype)
 }
 
 /// `x * weight^T + bias`, summed in `f32`. On a weight of `bf16` the elements of `x` are rounded to

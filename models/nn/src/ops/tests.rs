@@ -647,6 +647,20 @@ fn the_other_twins_are_their_definitions() {
     near(portable::activation(x, Activation::Relu), [1.0, 0.0]);
 }
 
+proptest! {
+    #[test]
+    fn a_cast_is_burns_own(m in 0usize..70, n in 1usize..600, seed: u64) {
+        for view in views(&random(seed, [m.max(1), n])) {
+            let x = view.narrow(0, 0, m);
+            for dtype in DTYPES {
+                let ours = cast(x.clone(), dtype);
+                prop_assert_eq!(ours.dtype(), DType::from(dtype));
+                prop_assert_eq!(bits(ours), bits(x.clone().cast(dtype)));
+            }
+        }
+    }
+}
+
 #[test]
 fn a_write_goes_to_its_slots_in_place() {
     for dtype in DTYPES {
