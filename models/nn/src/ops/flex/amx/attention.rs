@@ -18,14 +18,15 @@ use super::{
 use half::bf16;
 use std::arch::asm;
 use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, __mmask16, _mm256_maskz_loadu_epi16, _mm512_add_ps,
-    _mm512_castps_si512, _mm512_cmpgt_epi32_mask, _mm512_cmple_epi32_mask, _mm512_cmplt_epi32_mask,
-    _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_div_ps, _mm512_fmadd_ps, _mm512_fmsub_ps,
-    _mm512_load_ps, _mm512_loadu_si512, _mm512_mask_fmadd_ps, _mm512_mask_mov_ps,
-    _mm512_mask_storeu_epi32, _mm512_max_epi32, _mm512_max_ps, _mm512_min_epi32, _mm512_mul_ps,
-    _mm512_or_si512, _mm512_permutexvar_epi16, _mm512_roundscale_ps, _mm512_scalef_ps,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32,
-    _mm512_store_ps, _mm512_store_si512, _mm512_sub_epi32, _mm512_sub_ps, _mm512_test_epi32_mask,
+    __m512, __m512bh, __m512i, __mmask16, _mm256_maskz_loadu_epi16, _mm512_add_epi32,
+    _mm512_add_ps, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cmpgt_epi32_mask,
+    _mm512_cmple_epi32_mask, _mm512_cmplt_epi32_mask, _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh,
+    _mm512_div_ps, _mm512_fmadd_ps, _mm512_fmsub_ps, _mm512_load_ps, _mm512_loadu_si512,
+    _mm512_mask_fmadd_ps, _mm512_mask_mov_ps, _mm512_mask_storeu_epi32, _mm512_maskz_mov_ps,
+    _mm512_max_epi32, _mm512_max_ps, _mm512_min_epi32, _mm512_mul_ps, _mm512_or_si512,
+    _mm512_permutexvar_epi16, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_slli_epi32, _mm512_store_ps, _mm512_store_si512, _mm512_sub_epi32,
+    _mm512_sub_ps, _mm512_test_epi32_mask,
 };
 use std::ops::Range;
 
@@ -400,6 +401,13 @@ impl Work {
                 for (i, weight) in four.iter_mut().enumerate() {
                     let score = _mm512_load_ps(scores.add((j + i) * SIDE));
                     *weight = power_of_2(_mm512_fmsub_ps(score, scale, safe));
+                    if !ALL {
+                        // What is not seen has no weight at all.
+                        let position = _mm512_set1_epi32((j + i) as i32);
+                        let seen = _mm512_cmple_epi32_mask(low, position)
+                            & _mm512_cmpgt_epi32_mask(high, position);
+                        *weight = _mm512_maskz_mov_ps(seen, *weight);
+                    }
                 }
                 a = _mm512_add_ps(a, four[0]);
                 b = _mm512_add_ps(b, four[1]);
@@ -519,17 +527,24 @@ fn side_by_side(first: __m512, second: __m512) -> __m512i {
 
 /// `2^x` for `x` up to 0, within 3e-6 of it and exact for whole `x`: the weights are rounded to eight
 /// bits anyway. The polynomial is that of degree 4 with the least relative error over a unit around 0.
+/// What is below `2^-125` becomes that: beside a weight of 1 it is nothing, and a number too small to
+/// be normal would cost more than all the rest.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn power_of_2(x: __m512) -> __m512 {
     let set = |x: f32| _mm512_set1_ps(x);
+    // Added to a number, it leaves the nearest whole one in the last bits.
+    let whole = set(12_582_912.0);
     // In this order a NaN stays one.
-    let x = _mm512_max_ps(set(-150.0), x);
-    let n = _mm512_roundscale_ps::<0>(x);
-    let r = _mm512_sub_ps(x, n);
+    let x = _mm512_max_ps(set(-125.0), x);
+    let n = _mm512_add_ps(x, whole);
+    let r = _mm512_sub_ps(x, _mm512_sub_ps(n, whole));
     let p = _mm512_fmadd_ps(set(0.009_582_853), r, set(0.055_906_426));
     let p = _mm512_fmadd_ps(p, r, set(0.240_240_99));
     let p = _mm512_fmadd_ps(p, r, set(0.693_124_2));
     let p = _mm512_fmadd_ps(p, r, set(1.0));
-    _mm512_scalef_ps(p, n)
+    // Into the exponent. Of a NaN nothing is left to add: one that comes of numbers of `bf16` has
+    // no last bits.
+    let n = _mm512_slli_epi32::<23>(_mm512_castps_si512(n));
+    _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), n))
 }
