@@ -66,12 +66,12 @@ impl Activation {
 /// # Shapes
 /// Any, to the same.
 pub fn cast<const D: usize>(x: Tensor<D>, dtype: FloatDType) -> Tensor<D> {
-    if x.shape().num_elements() > 0 {
-        if let Some(out) = flex::cast(&x, dtype) {
-            return out;
-        }
+    // Of nothing, Burn's own serves as well.
+    let some = x.shape().num_elements() > 0;
+    match some.then(|| flex::cast(&x, dtype)).flatten() {
+        Some(out) => out,
+        None => x.cast(dtype),
     }
-    x.cast(dtype)
 }
 
 /// `x * weight^T + bias`, summed in `f32`. On a weight of `bf16` the elements of `x` are rounded to

@@ -7,7 +7,7 @@ use super::{
     slice,
 };
 use burn::tensor::{Bytes, DType};
-use burn_flex::FlexTensor;
+use burn_flex::{FlexTensor, Layout};
 use half::bf16;
 use std::mem::MaybeUninit;
 
@@ -27,7 +27,6 @@ pub(super) fn nearest(value: f32) -> bf16 {
 /// A tensor of `f32` as one of `bf16`.
 pub(super) fn narrow(x: FlexTensor) -> FlexTensor {
     let x = contiguous(x);
-    let layout = x.layout().clone();
     let values: &[f32] = slice(&x);
     let mut out = Vec::with_capacity(values.len());
     let room = &mut out.spare_capacity_mut()[..values.len()];
@@ -37,7 +36,7 @@ pub(super) fn narrow(x: FlexTensor) -> FlexTensor {
     });
     // SAFETY: all of them are written.
     unsafe { out.set_len(values.len()) };
-    let layout = burn_flex::Layout::contiguous(layout.shape().clone());
+    let layout = Layout::contiguous(x.layout().shape().clone());
     FlexTensor::new(Bytes::from_elems(out), layout, DType::BF16)
 }
 
