@@ -84,7 +84,7 @@ impl EncoderLayer {
         let [q, k, v] = Linear::forward_three(x.clone(), &self.attention_norm, layers);
         let stored = |layer: &Linear, y: Tensor<2>| match layer.precision() {
             FloatDType::F32 => split(y),
-            other => split(y).cast(other),
+            other => ops::cast(split(y), other),
         };
         let attended = ops::attention(
             split(q),

@@ -28,7 +28,7 @@ use crate::work;
 use backend::KilnOps;
 use burn::{
     backend::Dispatch,
-    tensor::{DType, Int, Tensor},
+    tensor::{DType, FloatDType, Int, Tensor},
 };
 use kiln_registry::BatchLayout;
 
@@ -58,6 +58,19 @@ impl Activation {
             "relu" => Self::Relu,
             _ => return None,
         })
+    }
+}
+
+/// The nearest numbers of another type, ties to even.
+///
+/// # Shapes
+/// Any, to the same.
+pub fn cast<const D: usize>(x: Tensor<D>, dtype: FloatDType) -> Tensor<D> {
+    // Of nothing, Burn's own serves as well.
+    let some = x.shape().num_elements() > 0;
+    match some.then(|| flex::cast(&x, dtype)).flatten() {
+        Some(out) => out,
+        None => x.cast(dtype),
     }
 }
 

@@ -647,6 +647,21 @@ fn the_other_twins_are_their_definitions() {
     near(portable::activation(x, Activation::Relu), [1.0, 0.0]);
 }
 
+proptest! {
+    #[test]
+    fn a_cast_is_burns_own(m in 1usize..70, n in 1usize..600, seed: u64) {
+        let x = random(seed, [m, n]);
+        let none = empty([0, n], &x);
+        for x in views(&x).into_iter().chain([none]) {
+            for dtype in DTYPES {
+                let ours = cast(x.clone(), dtype);
+                prop_assert_eq!(ours.dtype(), DType::from(dtype));
+                prop_assert_eq!(bits(ours), bits(x.clone().cast(dtype)));
+            }
+        }
+    }
+}
+
 #[test]
 fn a_write_goes_to_its_slots_in_place() {
     for dtype in DTYPES {

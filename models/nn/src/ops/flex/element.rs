@@ -2,6 +2,7 @@
 
 use super::{
     attention::{self, Attention, Sequence},
+    narrow,
     simd::{Isa, LANES, Lanes},
 };
 use burn::tensor::Element as BurnElement;
@@ -52,7 +53,7 @@ impl Element for bf16 {
 
     #[inline(always)]
     fn narrow(value: f32) -> Self {
-        Self::from_f32(value)
+        narrow::nearest(value)
     }
 
     fn attend<'a>(op: Attention<'a, Self>, sequences: &[Sequence<'a>], out: &'a mut [f32]) {

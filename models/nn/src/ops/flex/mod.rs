@@ -15,6 +15,7 @@ mod math;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod measure;
 mod memory;
+mod narrow;
 mod norm;
 #[cfg(target_arch = "x86_64")]
 mod pairs;
@@ -26,7 +27,10 @@ mod tests;
 
 use super::{Activation, Quantization, quantized::Packing};
 use attention::{Attention, Sequence};
-use burn::tensor::{DType, Element as _, Shape, TensorData};
+use burn::{
+    backend::Flex,
+    tensor::{DType, Element as _, FloatDType, Shape, Tensor, TensorData},
+};
 use burn_flex::{FlexTensor, Layout};
 use element::Element;
 use gemm::Linear;
@@ -119,6 +123,15 @@ pub(super) fn linear_quantized(
         packing,
     };
     tensor(int8::linear(op), [m, packing.n])
+}
+
+/// [`super::cast`], where this backend has code for it.
+pub(super) fn cast<const D: usize>(x: &Tensor<D>, dtype: FloatDType) -> Option<Tensor<D>> {
+    if (x.dtype(), dtype) != (DType::F32, FloatDType::BF16) {
+        return None;
+    }
+    let x = x.clone().try_into_primitive::<Flex>().ok()?;
+    Some(Tensor::from_primitive::<Flex>(narrow::narrow(x)))
 }
 
 /// [`super::rms_norm`]

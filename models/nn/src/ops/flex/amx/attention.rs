@@ -3,8 +3,9 @@
 //! As in the plain kernel, keys come in tiles of 64 that start at multiples of 64 in the sequence,
 //! with a running maximum and sum for each row. Queries and the weights of a tile are rounded to
 //! `bf16` for the matrix unit; scores, maxima, sums and results are `f32`. Scores are computed with
-//! the keys down and 16 rows across: a row is a lane, which adds up over keys in the order of the
-//! keys, and no row's bits depend on the others.
+//! the keys down and 16 rows across, results with their elements down and the same rows across: a
+//! row is a lane from its scores to its result, nothing is turned round in between, and no row's
+//! bits depend on the others. What the unit multiplies is waited for one tile of rows later.
 
 use super::{
     super::{
@@ -17,19 +18,17 @@ use super::{
 use half::bf16;
 use std::arch::asm;
 use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, __mmask16, _mm256_maskz_loadu_epi16, _mm512_add_ps,
-    _mm512_cmpgt_epi32_mask, _mm512_cmple_epi32_mask, _mm512_cmplt_epi32_mask,
-    _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_div_ps, _mm512_fmadd_ps, _mm512_fmsub_ps,
-    _mm512_load_ps, _mm512_loadu_si512, _mm512_mask_mov_ps, _mm512_max_epi32, _mm512_max_ps,
-    _mm512_min_epi32, _mm512_mul_ps, _mm512_or_si512, _mm512_permutexvar_epi16,
-    _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+    __m512, __m512bh, __m512i, __mmask16, _mm256_maskz_loadu_epi16, _mm512_add_epi32,
+    _mm512_add_ps, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cmpgt_epi32_mask,
+    _mm512_cmple_epi32_mask, _mm512_cmplt_epi32_mask, _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh,
+    _mm512_div_ps, _mm512_fmadd_ps, _mm512_fmsub_ps, _mm512_load_ps, _mm512_loadu_si512,
+    _mm512_mask_fmadd_ps, _mm512_mask_mov_ps, _mm512_mask_storeu_epi32, _mm512_maskz_mov_ps,
+    _mm512_max_epi32, _mm512_max_ps, _mm512_min_epi32, _mm512_mul_ps, _mm512_or_si512,
+    _mm512_permutexvar_epi16, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
     _mm512_setzero_si512, _mm512_slli_epi32, _mm512_store_ps, _mm512_store_si512, _mm512_sub_epi32,
     _mm512_sub_ps, _mm512_test_epi32_mask,
 };
 use std::ops::Range;
-
-/// Groups of 16 elements of a value that are multiplied together.
-const GROUPS: usize = 4;
 
 /// Attends for all rows of a task.
 ///
@@ -37,20 +36,16 @@ const GROUPS: usize = 4;
 /// When the machine has no tiles.
 pub(in super::super) fn attend(mut task: Task<'_, bf16>) {
     assert!(super::available(), "a machine with a matrix unit");
-    let group = task.group();
-    let rows = task.out.len() * group;
+    let rows = task.out.len() * task.group();
     let mut work = Work::new(rows, task.op.head_dim);
     // SAFETY: the machine has tiles, and tasks do not nest.
     let _tiles = unsafe { Tiles::of([64; 8]) };
     work.look(&task);
     for (index, head) in task.kv_heads.clone().enumerate() {
         // SAFETY: the machine has the instructions.
-        unsafe { work.head(&task, head) };
-        for row in 0..rows {
-            let dim = task.op.head_dim;
-            let at = (index * group + row % group) * dim;
-            let out = &mut task.out[row / group][at..at + dim];
-            out.copy_from_slice(&work.result(row)[..dim]);
+        unsafe {
+            work.head(&task, head);
+            work.write(&mut task, index);
         }
     }
 }
@@ -58,6 +53,7 @@ pub(in super::super) fn attend(mut task: Task<'_, bf16>) {
 /// The buffers of one head.
 struct Work {
     rows: usize,
+    /// Elements of a head.
     dim: usize,
     /// Steps of 32 elements of a query, and groups of 16 of a value.
     steps: usize,
@@ -66,13 +62,13 @@ struct Work {
     queries: Vec<Line>,
     /// Key by key, whole steps.
     keys: Vec<Line>,
-    /// Group by group, pairs of keys: 16 elements of one beside those of the next.
+    /// Group by group, of both halves of the keys: element by element, the keys.
     values: Vec<Line>,
     /// Of two groups of 16 rows in turn: key by key, the scores of the rows.
     scores: Vec<Line>,
-    /// Row by row, the weights of the keys.
+    /// Pair by pair of keys, the weights of both for each row.
     weights: Vec<Line>,
-    /// Group by group and row by row, the weighted values of a tile.
+    /// Element by element, the weighted values of a tile for each row.
     products: Vec<Line>,
     /// The first position that a row sees, and the one behind the last.
     begins: Vec<i32>,
@@ -80,7 +76,7 @@ struct Work {
     /// Lane by lane, for each 16 rows. Maxima are of the products, before they are scaled.
     maxima: Vec<Line>,
     sums: Vec<Line>,
-    /// Row by row, whole groups.
+    /// As the products, for each 16 rows.
     results: Vec<Line>,
 }
 
@@ -100,16 +96,16 @@ impl Work {
             groups,
             queries: lines(tiles * steps * 1024),
             keys: zeros(TILE * steps * 64),
-            values: zeros(groups * TILE * 32),
+            values: lines(groups * TILE * 32),
             scores: lines(2 * TILE * 64),
-            weights: lines(SIDE * TILE * 2),
-            products: lines(GROUPS * 1024),
+            weights: lines(TILE / 2 * 64),
+            products: lines(groups * 1024),
             // Rows beyond the last one see all, so that they are in nobody's way.
             begins: vec![0; tiles * SIDE],
             ends: vec![i32::MAX; tiles * SIDE],
             maxima: zeros(tiles * 64),
             sums: zeros(tiles * 64),
-            results: zeros(tiles * SIDE * groups * 64),
+            results: zeros(tiles * groups * 1024),
         }
     }
 
@@ -124,14 +120,7 @@ impl Work {
         }
     }
 
-    /// A row's result.
-    fn result(&self, row: usize) -> &[f32] {
-        let lines = &self.results[row * self.groups..][..self.groups];
-        // SAFETY: whole lines of plain numbers.
-        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), self.groups * SIDE) }
-    }
-
-    /// Computes the results of a head.
+    /// Computes the weighted sums of a head, and what they are to be divided by.
     ///
     /// # Safety
     /// The machine has the instructions, and all tiles are whole.
@@ -150,6 +139,7 @@ impl Work {
         // Positions only grow with the row, and so do both ends of what a row sees.
         let begin = task.seen(0).0;
         let end = task.seen(task.out.len() - 1).1;
+        let mut due = None;
         for base in (begin / TILE * TILE..end).step_by(TILE) {
             let seen = begin.max(base)..end.min(base + TILE);
             // The rows that see any of it are side by side.
@@ -171,12 +161,15 @@ impl Work {
                     if t + 1 < last {
                         self.score(t + 1);
                     }
-                    self.add(task, t, base);
+                    let weighed = self.weigh_part(task, t, base);
+                    // Only now: the products of the rows before had until here.
+                    self.add(due.replace(weighed));
+                    self.multiply();
                 }
             }
         }
         // SAFETY: as above.
-        unsafe { self.divide() };
+        unsafe { self.add(due) };
     }
 
     fn maxima(&mut self, t: usize) -> *mut f32 {
@@ -230,13 +223,20 @@ impl Work {
                 let value = unsafe { _mm256_maskz_loadu_epi16(mask, value.as_ptr().cast()) };
                 _mm512_cvtepu16_epi32(value)
             };
-            for pair in 0..TILE / 2 {
-                let (low, high) = (value(at[2 * pair]), value(at[2 * pair + 1]));
-                let both = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
-                // SAFETY: a line for each pair of a group.
-                unsafe {
-                    let to = self.values.as_mut_ptr().add(g * TILE / 2 + pair);
-                    _mm512_store_si512(to.cast(), both);
+            for half in 0..2 {
+                let mut lines = [_mm512_setzero_si512(); SIDE];
+                for (i, pair) in lines.iter_mut().enumerate() {
+                    let j = half * STEP + 2 * i;
+                    let (low, high) = (value(at[j]), value(at[j + 1]));
+                    *pair = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
+                }
+                transpose(&mut lines);
+                for (e, line) in lines.iter().enumerate() {
+                    // SAFETY: two tiles for each group.
+                    unsafe {
+                        let to = self.values.as_mut_ptr().add((2 * g + half) * SIDE + e);
+                        _mm512_store_si512(to.cast(), *line);
+                    }
                 }
             }
         }
@@ -292,46 +292,56 @@ impl Work {
         }
     }
 
-    /// Turns the scores of 16 rows into weights, and adds the values by them.
+    /// Turns the scores of 16 rows into weights.
+    ///
+    /// # Safety
+    /// The scores of these rows are there.
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    unsafe fn add(&mut self, task: &Task<'_, bf16>, t: usize, base: usize) {
-        let scale = task.op.scale;
+    unsafe fn weigh_part(&mut self, task: &Task<'_, bf16>, t: usize, base: usize) -> Weighed {
         // SAFETY: the scores of these rows are there, and a bound for each of them.
         unsafe {
-            let part = |bounds: &[i32]| {
-                let bound = _mm512_loadu_si512(bounds.as_ptr().add(t * SIDE).cast());
-                let from = _mm512_sub_epi32(bound, _mm512_set1_epi32(base as i32));
-                let most = _mm512_set1_epi32(TILE as i32);
-                _mm512_min_epi32(_mm512_max_epi32(from, _mm512_setzero_si512()), most)
-            };
-            let (low, high) = (part(&self.begins), part(&self.ends));
+            let from = _mm512_set1_epi32(base as i32);
+            let most = _mm512_set1_epi32(TILE as i32);
+            let low = _mm512_loadu_si512(self.begins.as_ptr().add(t * SIDE).cast());
+            let low = _mm512_max_epi32(_mm512_sub_epi32(low, from), _mm512_setzero_si512());
+            let low = _mm512_min_epi32(low, most);
+            let high = _mm512_loadu_si512(self.ends.as_ptr().add(t * SIDE).cast());
+            let high = _mm512_max_epi32(_mm512_sub_epi32(high, from), _mm512_setzero_si512());
+            let high = _mm512_min_epi32(high, most);
             let some = _mm512_cmplt_epi32_mask(low, high);
-            let less = _mm512_test_epi32_mask(low, low)
-                | _mm512_cmplt_epi32_mask(high, _mm512_set1_epi32(TILE as i32));
+            let less = _mm512_test_epi32_mask(low, low) | _mm512_cmplt_epi32_mask(high, most);
+            let scale = task.op.scale;
             let rescale = match less {
                 0 => self.weigh::<true>(t, (low, high), some, scale),
                 _ => self.weigh::<false>(t, (low, high), some, scale),
             };
-            for first in (0..self.groups).step_by(GROUPS) {
-                let count = GROUPS.min(self.groups - first);
-                for g in 0..count {
-                    self.multiply(first + g, g);
-                }
-                for r in 0..SIDE {
-                    // What sees nothing of this tile stays as it is.
-                    if some >> r & 1 == 0 {
-                        continue;
-                    }
-                    let factor = _mm512_set1_ps(rescale.0[r]);
-                    for g in 0..count {
-                        let products = self.products.as_ptr().add(g * SIDE + r).cast();
-                        let row = (t * SIDE + r) * self.groups + first + g;
-                        let result: *mut f32 = self.results.as_mut_ptr().add(row).cast();
-                        let before = _mm512_load_ps(result);
-                        let sum = _mm512_fmadd_ps(before, factor, _mm512_load_ps(products));
-                        _mm512_store_ps(result, sum);
-                    }
-                }
+            Weighed { t, rescale, some }
+        }
+    }
+
+    /// Adds the products to what the rows have so far.
+    ///
+    /// # Safety
+    /// The products are those of the rows.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn add(&mut self, weighed: Option<Weighed>) {
+        let Some(Weighed { t, rescale, some }) = weighed else {
+            return;
+        };
+        let count = self.groups * SIDE;
+        // SAFETY: as many lines of products, and of results for each 16 rows.
+        unsafe {
+            let products: *const f32 = self.products.as_ptr().cast();
+            let results: *mut f32 = self.results.as_mut_ptr().add(t * count).cast();
+            for e in 0..count {
+                let result = results.add(e * SIDE);
+                let product = _mm512_load_ps(products.add(e * SIDE));
+                // What sees nothing of this tile stays as it is.
+                let before = _mm512_load_ps(result);
+                let sum = _mm512_mask_fmadd_ps(before, some, rescale, product);
+                _mm512_store_ps(result, sum);
             }
         }
     }
@@ -347,7 +357,7 @@ impl Work {
         (low, high): (__m512i, __m512i),
         some: __mmask16,
         scale: f32,
-    ) -> Lanes {
+    ) -> __m512 {
         // Of a power of two.
         let scale = _mm512_set1_ps(scale * std::f32::consts::LOG2_E);
         let nothing = _mm512_set1_ps(f32::NEG_INFINITY);
@@ -357,19 +367,25 @@ impl Work {
             let before = _mm512_load_ps(self.maxima(t));
             // Four at a time, so that one does not wait for the other; which is greatest does
             // not depend on the order.
-            let mut most = [before; 4];
-            for j in 0..TILE {
-                let mut score = _mm512_load_ps(scores.add(j * SIDE));
-                if !ALL {
-                    let position = _mm512_set1_epi32(j as i32);
-                    let seen = _mm512_cmple_epi32_mask(low, position)
-                        & _mm512_cmpgt_epi32_mask(high, position);
-                    score = _mm512_mask_mov_ps(nothing, seen, score);
-                    _mm512_store_ps(scores.add(j * SIDE), score);
+            let [mut a, mut b, mut c, mut d] = [before; 4];
+            for j in (0..TILE).step_by(4) {
+                let mut four = [before; 4];
+                for (i, score) in four.iter_mut().enumerate() {
+                    let at = scores.add((j + i) * SIDE);
+                    *score = _mm512_load_ps(at);
+                    if !ALL {
+                        let position = _mm512_set1_epi32((j + i) as i32);
+                        let seen = _mm512_cmple_epi32_mask(low, position)
+                            & _mm512_cmpgt_epi32_mask(high, position);
+                        *score = _mm512_mask_mov_ps(nothing, seen, *score);
+                        _mm512_store_ps(at, *score);
+                    }
                 }
-                most[j % 4] = _mm512_max_ps(most[j % 4], score);
+                a = _mm512_max_ps(a, four[0]);
+                b = _mm512_max_ps(b, four[1]);
+                c = _mm512_max_ps(c, four[2]);
+                d = _mm512_max_ps(d, four[3]);
             }
-            let [a, b, c, d] = most;
             let most = _mm512_max_ps(_mm512_max_ps(a, b), _mm512_max_ps(c, d));
             // A row that has seen nothing yet: any number will do, and infinity would not.
             let safe = match ALL {
@@ -379,26 +395,28 @@ impl Work {
             let safe = _mm512_mul_ps(safe, scale);
             let rescale = power_of_2(_mm512_fmsub_ps(before, scale, safe));
             let rescale = _mm512_mask_mov_ps(_mm512_set1_ps(1.0), some, rescale);
-            let mut sums = [_mm512_setzero_ps(); 4];
-            for half in 0..2 {
-                let mut pairs = [_mm512_setzero_si512(); SIDE];
-                for (i, pair) in pairs.iter_mut().enumerate() {
-                    let j = half * STEP + 2 * i;
-                    let score = _mm512_load_ps(scores.add(j * SIDE));
-                    let first = power_of_2(_mm512_fmsub_ps(score, scale, safe));
-                    let score = _mm512_load_ps(scores.add((j + 1) * SIDE));
-                    let second = power_of_2(_mm512_fmsub_ps(score, scale, safe));
-                    sums[j % 4] = _mm512_add_ps(sums[j % 4], first);
-                    sums[(j + 1) % 4] = _mm512_add_ps(sums[(j + 1) % 4], second);
-                    *pair = side_by_side(first, second);
+            let [mut a, mut b, mut c, mut d] = [_mm512_setzero_ps(); 4];
+            for j in (0..TILE).step_by(4) {
+                let mut four = [before; 4];
+                for (i, weight) in four.iter_mut().enumerate() {
+                    let score = _mm512_load_ps(scores.add((j + i) * SIDE));
+                    *weight = power_of_2(_mm512_fmsub_ps(score, scale, safe));
+                    if !ALL {
+                        // What is not seen has no weight at all.
+                        let position = _mm512_set1_epi32((j + i) as i32);
+                        let seen = _mm512_cmple_epi32_mask(low, position)
+                            & _mm512_cmpgt_epi32_mask(high, position);
+                        *weight = _mm512_maskz_mov_ps(seen, *weight);
+                    }
                 }
-                transpose(&mut pairs);
-                for (r, row) in pairs.iter().enumerate() {
-                    let to = self.weights.as_mut_ptr().add(r * 2 + half);
-                    _mm512_store_si512(to.cast(), *row);
-                }
+                a = _mm512_add_ps(a, four[0]);
+                b = _mm512_add_ps(b, four[1]);
+                c = _mm512_add_ps(c, four[2]);
+                d = _mm512_add_ps(d, four[3]);
+                let to = self.weights.as_mut_ptr().add(j / 2);
+                _mm512_store_si512(to.cast(), side_by_side(four[0], four[1]));
+                _mm512_store_si512(to.add(1).cast(), side_by_side(four[2], four[3]));
             }
-            let [a, b, c, d] = sums;
             let sum = _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d));
             let sum = _mm512_fmadd_ps(_mm512_load_ps(self.sums(t)), rescale, sum);
             // What sees nothing of this tile stays as it is.
@@ -406,58 +424,83 @@ impl Work {
             let most = _mm512_mask_mov_ps(before, some, most);
             _mm512_store_ps(self.sums(t), sum);
             _mm512_store_ps(self.maxima(t), most);
-            let mut lanes = Lanes([0.0; SIDE]);
-            _mm512_store_ps(lanes.0.as_mut_ptr(), rescale);
-            lanes
+            rescale
         }
     }
 
-    /// The values' group `g`, weighted for 16 rows.
+    /// The values, weighted for 16 rows.
     ///
     /// # Safety
     /// The tiles are whole; weights and values are there.
     #[inline]
-    unsafe fn multiply(&mut self, g: usize, to: usize) {
-        // SAFETY: what the caller promised.
+    unsafe fn multiply(&mut self) {
+        // SAFETY: what the caller promised; two tiles of values and one of products for each group.
         unsafe {
             asm!(
+                "tileloadd tmm4, [{weights} + {line}]",
+                "tileloadd tmm5, [{weights} + {line} + 1024]",
+                "2:",
                 "tilezero tmm0",
-                "tileloadd tmm4, [{weights} + 2 * {line}]",
                 "tileloadd tmm6, [{values} + {line}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm5, [{weights} + 2 * {line} + 64]",
+                "tdpbf16ps tmm0, tmm6, tmm4",
                 "tileloadd tmm7, [{values} + {line} + 1024]",
-                "tdpbf16ps tmm0, tmm5, tmm7",
+                "tdpbf16ps tmm0, tmm7, tmm5",
                 "tilestored [{products} + {line}], tmm0",
+                "add {values}, 2048",
+                "add {products}, 1024",
+                "dec {groups}",
+                "jnz 2b",
                 weights = in(reg) self.weights.as_ptr(),
-                values = in(reg) self.values.as_ptr().add(g * TILE / 2),
-                products = in(reg) self.products.as_mut_ptr().add(to * SIDE),
+                values = inout(reg) self.values.as_ptr() => _,
+                products = inout(reg) self.products.as_mut_ptr() => _,
+                groups = inout(reg) self.groups => _,
                 line = in(reg) 64usize,
                 options(nostack),
             );
         }
     }
 
-    /// Divides each row by its sum.
+    /// Divides each row by its sum and writes it where it belongs: to the head `index` of the task.
+    ///
+    /// # Safety
+    /// The machine has the instructions.
     #[target_feature(enable = "avx512f")]
-    unsafe fn divide(&mut self) {
-        for row in 0..self.rows {
-            // SAFETY: a sum for each row, and whole lines of its result.
-            unsafe {
-                let sum = *self.sums(row / SIDE).add(row % SIDE);
-                for g in 0..self.groups {
-                    let at: *mut f32 = self.results.as_mut_ptr().add(row * self.groups + g).cast();
-                    let result = _mm512_div_ps(_mm512_load_ps(at), _mm512_set1_ps(sum));
-                    _mm512_store_ps(at, result);
+    unsafe fn write(&mut self, task: &mut Task<'_, bf16>, index: usize) {
+        let group = task.group();
+        for t in 0..self.rows.div_ceil(SIDE) {
+            // SAFETY: a sum for each lane.
+            let sums = unsafe { _mm512_load_ps(self.sums(t)) };
+            for g in 0..self.groups {
+                let mut lines = [_mm512_setzero_si512(); SIDE];
+                for (e, line) in lines.iter_mut().enumerate() {
+                    let at = (t * self.groups + g) * SIDE + e;
+                    // SAFETY: a line for each element of the group.
+                    let result = unsafe { _mm512_load_ps((&raw const self.results[at]).cast()) };
+                    *line = _mm512_castps_si512(_mm512_div_ps(result, sums));
+                }
+                transpose(&mut lines);
+                let count = SIDE.min(self.dim - g * SIDE);
+                let mask = u16::MAX >> (SIDE - count);
+                for (row, line) in (t * SIDE..self.rows).zip(lines) {
+                    let at = (index * group + row % group) * self.dim + g * SIDE;
+                    let out = &mut task.out[row / group][at..at + count];
+                    // SAFETY: masked to the elements of the slice.
+                    unsafe { _mm512_mask_storeu_epi32(out.as_mut_ptr().cast(), mask, line) };
                 }
             }
         }
     }
 }
 
-/// A number for each of 16 rows.
-#[repr(C, align(64))]
-struct Lanes([f32; SIDE]);
+/// Rows whose weights are there.
+#[derive(Clone, Copy)]
+struct Weighed {
+    t: usize,
+    /// By what each row has so far is to be multiplied.
+    rescale: __m512,
+    /// Who sees any of the tile.
+    some: __mmask16,
+}
 
 /// The nearest `bf16` of both, those of a lane side by side.
 #[inline]
@@ -484,17 +527,24 @@ fn side_by_side(first: __m512, second: __m512) -> __m512i {
 
 /// `2^x` for `x` up to 0, within 3e-6 of it and exact for whole `x`: the weights are rounded to eight
 /// bits anyway. The polynomial is that of degree 4 with the least relative error over a unit around 0.
+/// What is below `2^-125` becomes that: beside a weight of 1 it is nothing, and a number too small to
+/// be normal would cost more than all the rest.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn power_of_2(x: __m512) -> __m512 {
     let set = |x: f32| _mm512_set1_ps(x);
+    // Added to a number, it leaves the nearest whole one in the last bits.
+    let whole = set(12_582_912.0);
     // In this order a NaN stays one.
-    let x = _mm512_max_ps(set(-150.0), x);
-    let n = _mm512_roundscale_ps::<0>(x);
-    let r = _mm512_sub_ps(x, n);
+    let x = _mm512_max_ps(set(-125.0), x);
+    let n = _mm512_add_ps(x, whole);
+    let r = _mm512_sub_ps(x, _mm512_sub_ps(n, whole));
     let p = _mm512_fmadd_ps(set(0.009_582_853), r, set(0.055_906_426));
     let p = _mm512_fmadd_ps(p, r, set(0.240_240_99));
     let p = _mm512_fmadd_ps(p, r, set(0.693_124_2));
     let p = _mm512_fmadd_ps(p, r, set(1.0));
-    _mm512_scalef_ps(p, n)
+    // Into the exponent. Of a NaN nothing is left to add: one that comes of numbers of `bf16` has
+    // no last bits.
+    let n = _mm512_slli_epi32::<23>(_mm512_castps_si512(n));
+    _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), n))
 }
