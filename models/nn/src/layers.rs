@@ -1,24 +1,15 @@
 //! Linear layers, their weights kept `[out, in]` as checkpoints store them, and norms.
 
 use crate::ops::{
-    self, Activation, QuantizedWeight,
-    fused::{Affine, Norm},
+    Activation,
+    fused::{self, Affine, Norm, Weight},
 };
 use crate::weights::Scope;
 use burn::tensor::{DType, FloatDType, Tensor};
 use kiln_registry::Result;
 
 /// `y = x · wᵀ + b`.
-pub struct Linear(Weight);
-
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a few hundred layers, most of them of one kind"
-)]
-enum Weight {
-    Float(Affine),
-    Quantized(QuantizedWeight, Option<Tensor<1>>),
-}
+pub struct Linear(Affine);
 
 impl Linear {
     /// `weight` and, where `bias` says so, `bias` of a scope.
@@ -28,24 +19,23 @@ impl Linear {
     pub fn load(scope: &Scope<'_>, input: usize, output: usize, bias: bool) -> Result<Self> {
         let bias = bias.then(|| scope.vector("bias", output)).transpose()?;
         let shape = [output, input];
-        Ok(Self(match scope.quantization() {
-            None => Weight::Float(Affine {
-                weight: scope.weight("weight", shape)?,
-                bias,
-            }),
-            Some(kind) => Weight::Quantized(scope.quantized("weight", shape, kind)?, bias),
-        }))
+        let weight = match scope.quantization() {
+            None => Weight::Float(scope.weight("weight", shape)?),
+            Some(kind) => Weight::Quantized(scope.quantized("weight", shape, kind)?),
+        };
+        Ok(Self(Affine { weight, bias }))
     }
 
     /// A layer of given parts, such as a convolution's kernel laid flat.
     pub fn from_parts(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
-        Self(Weight::Float(Affine { weight, bias }))
+        let weight = Weight::Float(weight);
+        Self(Affine { weight, bias })
     }
 
     /// The precision of its products: what attention to its outputs may be computed in.
     pub fn precision(&self) -> FloatDType {
-        match &self.0 {
-            Weight::Float(affine) if affine.weight.dtype() != DType::BF16 => FloatDType::F32,
+        match &self.0.weight {
+            Weight::Float(weight) if weight.dtype() != DType::BF16 => FloatDType::F32,
             _ => FloatDType::BF16,
         }
     }
@@ -53,17 +43,7 @@ impl Linear {
     /// # Shapes
     /// f32 `[rows, in]` to f32 `[rows, out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        match &self.0 {
-            Weight::Float(affine) => affine.forward(x),
-            Weight::Quantized(weight, bias) => ops::linear_quantized(x, weight, bias.clone()),
-        }
-    }
-
-    fn float(&self) -> Option<&Affine> {
-        match &self.0 {
-            Weight::Float(affine) => Some(affine),
-            Weight::Quantized(..) => None,
-        }
+        self.0.forward(x)
     }
 
     /// [`forward`](Self::forward) of three layers on the same rows, which are normalised first.
@@ -71,11 +51,7 @@ impl Linear {
     /// # Shapes
     /// f32 `[rows, in]` to f32 `[rows, out]` of each.
     pub fn forward_three(x: Tensor<2>, norm: &Norm, layers: [&Self; 3]) -> [Tensor<2>; 3] {
-        if let [Some(a), Some(b), Some(c)] = layers.map(Self::float) {
-            return ops::fused::linear_each(x, norm, [a, b, c]);
-        }
-        let x = norm.forward(x);
-        layers.map(|layer| layer.forward(x.clone()))
+        fused::linear_each(x, norm, layers.map(|layer| &layer.0))
     }
 
     /// `act(forward(norm(x)))`
@@ -88,11 +64,7 @@ impl Linear {
         norm: Option<&Norm>,
         act: Activation,
     ) -> Tensor<2> {
-        if let Some(affine) = self.float() {
-            return ops::fused::linear_activated(x, norm, affine, act);
-        }
-        let x = norm.map_or_else(|| x.clone(), |norm| norm.forward(x.clone()));
-        ops::activation(self.forward(x), act)
+        fused::linear_activated(x, norm, &self.0, act)
     }
 
     /// `act(self(norm(x))) * up(norm(x))`: this layer is a gate.
@@ -106,11 +78,7 @@ impl Linear {
         up: &Self,
         act: Activation,
     ) -> Tensor<2> {
-        if let (Some(gate), Some(up)) = (self.float(), up.float()) {
-            return ops::fused::linear_gated(x, norm, gate, up, act);
-        }
-        let x = norm.forward(x);
-        ops::gated(self.forward(x.clone()), up.forward(x), act)
+        fused::linear_gated(x, norm, &self.0, &up.0, act)
     }
 
     /// `to + forward(x)`: the end of a block, beside its residual.
@@ -118,10 +86,7 @@ impl Linear {
     /// # Shapes
     /// `x`: f32 `[rows, in]`; `to` and the result: f32 `[rows, out]`.
     pub fn forward_added(&self, x: Tensor<2>, to: Tensor<2>) -> Tensor<2> {
-        match self.float() {
-            Some(affine) => ops::fused::linear_added(x, affine, to),
-            None => to + self.forward(x),
-        }
+        fused::linear_added(x, &self.0, to)
     }
 }
 

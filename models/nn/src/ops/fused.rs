@@ -4,7 +4,10 @@
 //! take them, and what follows is done to sums that are still in the cache. Elsewhere the same
 //! operators run one after the other. The results have the same bits either way.
 
-use super::{Activation, activation, empty, flex, gated, layer_norm, linear, rms_norm};
+use super::{
+    Activation, QuantizedWeight, activation, empty, flex, gated, layer_norm, linear,
+    linear_quantized, rms_norm,
+};
 use burn::tensor::Tensor;
 
 /// A normalisation of rows.
@@ -44,18 +47,41 @@ impl Norm {
     }
 }
 
+/// A weight, `[n, k]`.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a few hundred layers, most of them of one kind"
+)]
+pub enum Weight {
+    /// Numbers as they are.
+    Float(Tensor<2>),
+    /// Whole numbers and scales.
+    Quantized(QuantizedWeight),
+}
+
 /// A weight, `[n, k]`, and a bias, `[n]`.
 pub struct Affine {
     /// `[n, k]`
-    pub weight: Tensor<2>,
+    pub weight: Weight,
     /// `[n]`
     pub bias: Option<Tensor<1>>,
 }
 
 impl Affine {
-    /// [`linear`]
+    /// [`linear`], or [`linear_quantized`].
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        linear(x, self.weight.clone(), self.bias.clone())
+        match &self.weight {
+            Weight::Float(weight) => linear(x, weight.clone(), self.bias.clone()),
+            Weight::Quantized(weight) => linear_quantized(x, weight, self.bias.clone()),
+        }
+    }
+
+    /// Outputs and elements of a row.
+    pub fn dims(&self) -> [usize; 2] {
+        match &self.weight {
+            Weight::Float(weight) => weight.dims(),
+            Weight::Quantized(weight) => weight.dims(),
+        }
     }
 }
 
@@ -118,11 +144,7 @@ pub fn linear_gated(
     up: &Affine,
     act: Activation,
 ) -> Tensor<2> {
-    assert_eq!(
-        gate.weight.dims(),
-        up.weight.dims(),
-        "a gate for each output"
-    );
+    assert_eq!(gate.dims(), up.dims(), "a gate for each output");
     if x.shape().num_elements() > 0 {
         let ends = [(gate, Ends::Gate(act, up))];
         if let Some([out]) = flex::fused::linear(&x, Some(norm), ends) {
@@ -140,7 +162,7 @@ pub fn linear_gated(
 /// `x`: `[m, k]`; `to` and the result: `[m, n]`.
 pub fn linear_added(x: Tensor<2>, layer: &Affine, to: Tensor<2>) -> Tensor<2> {
     let [m, _] = x.dims();
-    let [n, _] = layer.weight.dims();
+    let [n, _] = layer.dims();
     assert_eq!(to.dims(), [m, n], "a sum for each output");
     if m == 0 || n == 0 {
         return empty([m, n], &x);

@@ -717,11 +717,17 @@ fn threads_change_nothing() {
 /// What is done in one go is what is done one after the other.
 #[test]
 fn fused_layers_have_the_bits_of_their_parts() {
-    use fused::{Affine, Norm, linear_activated, linear_added, linear_each, linear_gated};
-    for dtype in DTYPES {
-        for (m, k, n) in [(1, 40, 17), (5, 96, 48), (33, 64, 16), (200, 1056, 70)] {
+    use fused::{Affine, Norm, Weight, linear_activated, linear_added, linear_each, linear_gated};
+    let kinds = KINDS_OF_QUANTIZATION.map(Err);
+    for kind in DTYPES.map(Ok).into_iter().chain(kinds) {
+        for (m, k, n) in [(1, 40, 17), (5, 96, 48), (33, 64, 16), (200, 1056, 310)] {
             let affine = |seed: u64, n: usize, bias: bool| Affine {
-                weight: random(seed, [n, k]).cast(dtype),
+                weight: match kind {
+                    Ok(dtype) => Weight::Float(random(seed, [n, k]).cast(dtype)),
+                    Err(kind) => {
+                        Weight::Quantized(QuantizedWeight::new(random(seed, [n, k]), kind))
+                    }
+                },
                 bias: bias.then(|| random(seed + 1, [n])),
             };
             let x = random(40, [m, k]);

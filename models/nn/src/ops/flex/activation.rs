@@ -50,10 +50,11 @@ impl Kernel for Apply<'_> {
     }
 }
 
-struct Gate<'a> {
-    kind: Activation,
-    gate: &'a mut [f32],
-    up: &'a [f32],
+/// `gate = act(gate) * up` on this thread.
+pub(super) struct Gate<'a> {
+    pub(super) kind: Activation,
+    pub(super) gate: &'a mut [f32],
+    pub(super) up: &'a [f32],
 }
 
 impl Kernel for Gate<'_> {

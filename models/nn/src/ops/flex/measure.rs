@@ -207,13 +207,14 @@ fn near_its_limits() {
                 };
                 let run = |at: usize| {
                     let op = Quantized {
-                        x: &x,
                         data: &pool[at..at + data],
                         scales: &scales,
                         bias: None,
                         packing,
                     };
-                    black_box(int8::linear(op).len());
+                    let rows = int8::Rows::new(&x, k, None);
+                    let then = int8::Then::Write;
+                    black_box(int8::each(&rows, [int8::Layer { op, then }]).len());
                 };
                 Case {
                     name,

@@ -108,21 +108,57 @@ pub(super) fn linear_quantized(
     bias: Option<FlexTensor>,
     packing: Packing,
 ) -> FlexTensor {
-    let [x, data, scales] = [x, data, scales].map(contiguous);
-    let bias = bias.map(contiguous);
-    let bias = bias.as_ref().map(widened);
-    let [m, _] = dims(&x);
-    let op = int8::Quantized {
-        x: slice(&x),
-        data: match packing.kind {
-            Quantization::Q8 => bytemuck::cast_slice(slice::<i8>(&data)),
-            Quantization::Q4 => slice(&data),
-        },
-        scales: slice(&scales),
-        bias: bias.as_deref(),
-        packing,
+    let x = contiguous(x);
+    let [m, k] = dims(&x);
+    let weight = HeldWeight::new(data, scales, bias, packing);
+    let rows = int8::Rows::new(slice(&x), k, None);
+    let bias = weight.bias();
+    let layer = int8::Layer {
+        op: weight.native(bias.as_deref()),
+        then: int8::Then::Write,
     };
-    tensor(int8::linear(op), [m, packing.n])
+    let [out] = int8::each(&rows, [layer]);
+    tensor(out, [m, packing.n])
+}
+
+/// The parts of a quantized layer.
+struct HeldWeight {
+    data: FlexTensor,
+    scales: FlexTensor,
+    bias: Option<FlexTensor>,
+    packing: Packing,
+}
+
+impl HeldWeight {
+    fn new(
+        data: FlexTensor,
+        scales: FlexTensor,
+        bias: Option<FlexTensor>,
+        packing: Packing,
+    ) -> Self {
+        Self {
+            data: contiguous(data),
+            scales: contiguous(scales),
+            bias: bias.map(contiguous),
+            packing,
+        }
+    }
+
+    fn bias(&self) -> Option<Cow<'_, [f32]>> {
+        self.bias.as_ref().map(widened)
+    }
+
+    fn native<'a>(&'a self, bias: Option<&'a [f32]>) -> int8::Quantized<'a> {
+        int8::Quantized {
+            data: match self.packing.kind {
+                Quantization::Q8 => bytemuck::cast_slice(slice::<i8>(&self.data)),
+                Quantization::Q4 => slice(&self.data),
+            },
+            scales: slice(&self.scales),
+            bias,
+            packing: self.packing,
+        }
+    }
 }
 
 /// [`super::cast`], where this backend has code for it.

@@ -142,7 +142,6 @@ fn every_unit_multiplies_quantized_weights_alike() {
             let packing = Packing { kind, n, k };
             let (data, scales) = int8::pack(&numbers(n * k, 0.71), packing);
             let op = Quantized {
-                x: &x,
                 data: &data,
                 scales: &scales,
                 bias: Some(&bias),
@@ -150,7 +149,7 @@ fn every_unit_multiplies_quantized_weights_alike() {
             };
             let results: Vec<Vec<f32>> = int8::Unit::available()
                 .into_iter()
-                .map(|unit| int8::linear_at(unit, op).to_vec())
+                .map(|unit| int8::linear_at(unit, &x, op).to_vec())
                 .collect();
             for (unit, result) in int8::Unit::available().iter().zip(&results) {
                 assert!(*result == results[0], "{unit:?} {kind:?} {m} {n} {k}");

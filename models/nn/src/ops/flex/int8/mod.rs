@@ -4,6 +4,7 @@
 //! arithmetic at its end. So every unit of a machine gives the same bits, and the number of rows may
 //! decide which one is used.
 
+mod layers;
 mod pack;
 mod rows;
 mod unpack;
@@ -11,6 +12,7 @@ mod unpack;
 mod vnni;
 mod widened;
 
+pub(super) use layers::{Layer, Then, added, each};
 pub(super) use pack::pack;
 pub(super) use rows::Rows;
 #[cfg(target_arch = "x86_64")]
@@ -19,8 +21,7 @@ pub(super) use vnni::write;
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::{
-    memory::{Floats, Line, Room, lines},
-    pool,
+    memory::{Line, lines},
     simd::{self, Level},
 };
 use crate::ops::{
@@ -31,14 +32,10 @@ use std::ops::Range;
 
 /// Groups of outputs that are multiplied side by side.
 pub(super) const SIDE_BY_SIDE: usize = 2;
-/// Multiply-adds below which a second thread costs more than it brings.
-const SERIAL: usize = 1 << 18;
 
-/// The operands of `out = x * weight^T + bias`.
+/// A weight, packed, and a bias.
 #[derive(Clone, Copy)]
 pub(super) struct Quantized<'a> {
-    /// `[m, k]`
-    pub(super) x: &'a [f32],
     pub(super) data: &'a [u8],
     /// `[groups * 16]`
     pub(super) scales: &'a [f32],
@@ -108,13 +105,28 @@ pub(super) struct Slab<'a> {
     pub(super) outputs: usize,
 }
 
-/// Where a result goes.
+/// Where results go: those of some outputs, row by row.
 #[derive(Clone, Copy)]
 pub(super) struct Out<'a> {
     pub(super) start: *mut f32,
+    /// The output that is first in a row.
+    pub(super) first: usize,
     /// Elements of a row.
     pub(super) n: usize,
+    /// Of all outputs.
     pub(super) bias: Option<&'a [f32]>,
+}
+
+impl Out<'_> {
+    /// An output of a row.
+    ///
+    /// # Safety
+    /// There is such a place.
+    #[inline(always)]
+    pub(super) unsafe fn at(self, row: usize, output: usize) -> *mut f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.start.add(row * self.n + output - self.first) }
+    }
 }
 
 /// What the sums of an output's numbers and second numbers stand for.
@@ -123,49 +135,16 @@ fn scaled(low: i32, high: i32, scale: f32) -> f32 {
     (low as f32 + high as f32 * HIGH as f32) * scale
 }
 
-/// The result, `[m, n]`.
-pub(super) fn linear(op: Quantized<'_>) -> Floats {
-    linear_at(Unit::best(op.x.len() / op.packing.k), op)
-}
-
-/// [`linear`] by one unit that the machine has, one task for each range of outputs.
-pub(super) fn linear_at(unit: Unit, op: Quantized<'_>) -> Floats {
-    let Packing { n, k, .. } = op.packing;
-    let groups = op.packing.groups();
-    assert_eq!(op.x.len() % k, 0, "whole rows");
-    assert_eq!(op.data.len(), groups * op.packing.group_bytes());
-    assert_eq!(op.scales.len(), groups * GROUP);
-    assert!(
-        op.bias.is_none_or(|bias| bias.len() == n),
-        "a bias for each output"
-    );
-    let m = op.x.len() / k;
-    let rows = Rows::new(op.x, k);
-    let mut result = Room::new(m * n);
-    let out = result.start();
-    let pairs = groups.div_ceil(SIDE_BY_SIDE);
-    let threads = match m * n * k {
-        ..SERIAL => 1,
-        _ => pool::threads(),
+/// `x * weight^T + bias`, `[m, n]`, by one unit that the machine has.
+#[cfg(test)]
+pub(super) fn linear_at(unit: Unit, x: &[f32], op: Quantized<'_>) -> super::memory::Floats {
+    let rows = Rows::new(x, op.packing.k, None);
+    let layer = Layer {
+        op,
+        then: Then::Write,
     };
-    // A few tasks for each thread, so that one that is held up holds up little.
-    let width = match threads {
-        1 => pairs,
-        _ => pairs.div_ceil(threads * 4),
-    };
-    let range = |first: usize| {
-        let out = Out {
-            start: out.get(),
-            n,
-            bias: op.bias,
-        };
-        let last = pairs.min(first + width);
-        // SAFETY: no other task has these outputs.
-        unsafe { run(unit, op, &rows, first..last, out) }
-    };
-    pool::each(pairs.div_ceil(width), |i| range(i * width));
-    // SAFETY: the tasks wrote every output of every row.
-    unsafe { result.written() }
+    let [out] = layers::each_at(unit, &rows, [layer]);
+    out
 }
 
 /// Some pairs of groups for all rows.

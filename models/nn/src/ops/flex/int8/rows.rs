@@ -1,10 +1,12 @@
 //! Rows of activations, rounded to whole numbers.
 
 use super::super::{
+    norm::Norm,
     pool,
     simd::{self, Isa, Kernel},
 };
 use crate::ops::quantized::{CLIP, HIGH, MOST, STEP};
+use std::mem::MaybeUninit;
 
 /// Rows of a tile of a matrix unit.
 const TILE: usize = 16;
@@ -48,14 +50,15 @@ struct Seconds {
 }
 
 impl Rows {
-    /// Rounds `x`: `[count, k]`, neither of them 0.
-    pub(super) fn new(x: &[f32], k: usize) -> Self {
+    /// Rounds `x`: `[count, k]`, neither of them 0, normalised first.
+    pub(in super::super) fn new(x: &[f32], k: usize, norm: Option<Norm<'_>>) -> Self {
+        assert_eq!(x.len() % k, 0, "whole rows");
         let count = x.len() / k;
         let tiles = count.div_ceil(TILE);
         let width = count.div_ceil(tiles);
         let steps = k.div_ceil(STEP);
         let mut rows = Self {
-            numbers: vec![Numbers([0; STEP]); tiles * width * steps],
+            numbers: Vec::with_capacity(tiles * width * steps),
             count,
             width,
             tiles,
@@ -65,13 +68,16 @@ impl Rows {
             seconds: Vec::new(),
         };
         rows.seconds.resize_with(tiles, Seconds::default);
-        let tasks = rows.numbers.chunks_mut(width * steps);
+        // Written by the tasks, each on its thread.
+        let numbers = &mut rows.numbers.spare_capacity_mut()[..tiles * width * steps];
+        let tasks = numbers.chunks_mut(width * steps);
         let tasks = tasks.zip(rows.scales.chunks_mut(width));
         let tasks = tasks.zip(rows.sums.chunks_mut(width));
         let tasks = tasks.zip(&mut rows.seconds).zip(x.chunks(width * k));
         let tasks = tasks.map(|((((numbers, scales), sums), seconds), x)| Round {
             x,
             k,
+            norm,
             width,
             numbers,
             scales,
@@ -83,6 +89,8 @@ impl Rows {
         } else {
             pool::consume(tasks.collect(), simd::run);
         }
+        // SAFETY: a task for each tile has written every step of each of its rows.
+        unsafe { rows.numbers.set_len(tiles * width * steps) };
         rows
     }
 
@@ -123,8 +131,9 @@ impl Rows {
 struct Round<'a> {
     x: &'a [f32],
     k: usize,
+    norm: Option<Norm<'a>>,
     width: usize,
-    numbers: &'a mut [Numbers],
+    numbers: &'a mut [MaybeUninit<Numbers>],
     scales: &'a mut [f32],
     sums: &'a mut [i32],
     seconds: &'a mut Seconds,
@@ -133,8 +142,17 @@ struct Round<'a> {
 impl Kernel for Round<'_> {
     #[inline(always)]
     fn run<I: Isa>(self) {
+        let mut normal = Vec::new();
+        let x = match self.norm {
+            None => self.x,
+            Some(norm) => {
+                normal.extend_from_slice(self.x);
+                norm.apply(&mut normal);
+                &normal
+            }
+        };
         let mut inverse = [0.0; TILE];
-        let rows = self.x.chunks_exact(self.k).zip(self.scales);
+        let rows = x.chunks_exact(self.k).zip(self.scales);
         for ((row, scale), inverse) in rows.zip(&mut inverse) {
             (*scale, *inverse) = scale_of(row);
         }
@@ -142,9 +160,10 @@ impl Kernel for Round<'_> {
             let mut seconds = [Numbers([0; STEP]); TILE];
             let mut any = 0;
             let first = step * STEP;
-            for (r, row) in self.x.chunks_exact(self.k).enumerate() {
+            for (r, row) in x.chunks_exact(self.k).enumerate() {
                 let row = &row[first..self.k.min(first + STEP)];
-                let (number, second) = (&mut numbers[r], &mut seconds[r]);
+                let number = numbers[r].write(Numbers([0; STEP]));
+                let second = &mut seconds[r];
                 let (sum, some) = match row.first_chunk() {
                     Some(row) => round(row, inverse[r], number, second),
                     None => {
@@ -155,6 +174,9 @@ impl Kernel for Round<'_> {
                 };
                 self.sums[r] += sum;
                 any |= some;
+            }
+            for row in &mut numbers[x.len() / self.k..] {
+                row.write(Numbers([0; STEP]));
             }
             if any != 0 {
                 self.seconds.steps.push(step as u32);

@@ -301,6 +301,6 @@ pub(in super::super) unsafe fn write(
         let high = _mm512_mul_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(HIGH as f32));
         let value = _mm512_mul_ps(_mm512_add_ps(_mm512_cvtepi32_ps(low), high), scale);
         let value = _mm512_add_ps(value, bias);
-        _mm512_mask_storeu_ps(out.start.add(row * out.n + slab.first), mask, value);
+        _mm512_mask_storeu_ps(out.at(row, slab.first), mask, value);
     }
 }

@@ -44,7 +44,7 @@ impl Kernel for Multiply<'_> {
                     let bias = self.out.bias.map_or(0.0, |bias| bias[output]);
                     let value = scaled(low[o], high[o], scale) + bias;
                     // SAFETY: an output of a row, which nothing else writes.
-                    unsafe { *self.out.start.add(row * self.out.n + output) = value };
+                    unsafe { *self.out.at(row, output) = value };
                 }
             }
         }
