@@ -72,6 +72,7 @@ impl ChatRequest {
         let request = Request {
             sampling,
             priority: self.output.priority.unwrap_or(0),
+            cache_salt: self.output.cache_salt.clone(),
             template: TemplateArgs {
                 tools: tools.shown(),
                 kwargs: self.chat_template_kwargs.unwrap_or_default(),
