@@ -20,7 +20,10 @@ impl PreparedItems {
 
     /// What tells the salt in the name of a first block; empty without one.
     pub(crate) fn salt(&self) -> &[u8] {
-        self.salt.as_ref().map_or(&[], |salt| salt.as_bytes())
+        match &self.salt {
+            Some(salt) => salt.as_bytes(),
+            None => &[],
+        }
     }
 }
 

@@ -107,7 +107,7 @@ fn parser(tools: &ToolUse, format: Option<ToolFormat>) -> Option<ToolParser> {
         return Some(ToolParser::new(ToolFormat::List, tools.one));
     }
     if tools.reads_calls() {
-        return format.map(|format| ToolParser::new(format, tools.one));
+        return format.map(|format| ToolParser::new(format, tools.one).knowing(tools.names()));
     }
     None
 }
