@@ -120,7 +120,7 @@ mod tests {
             "f[ARG]{",
             "f[ARGS][ARGS]{",
             "é{",
-            &long,
+            long.as_str(),
         ] {
             assert_eq!(read_head(text), Head::Text, "{text}");
         }
