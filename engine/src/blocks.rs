@@ -233,7 +233,7 @@ mod tests {
     }
 
     fn names(n: u32) -> Vec<BlockHash> {
-        let chain = (0..n).scan(BlockHash::root(0), |last, token| {
+        let chain = (0..n).scan(BlockHash::root(0, &[]), |last, token| {
             *last = last.next(&[token; 4], &[]);
             Some(*last)
         });

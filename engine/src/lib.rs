@@ -54,7 +54,7 @@ pub use engine::Engine;
 pub use event::{Event, FinishReason, Generation, Timing, Usage};
 pub use loaded::{LoadedModel, ModelOptions};
 pub use options::{EngineOptions, MAX_ITL_RATIO, Policy};
-pub use pipeline::{InputPipeline, ItemContent, Prepared, PreparedItem};
+pub use pipeline::{InputPipeline, ItemContent, Prepared, PreparedItem, PreparedItems};
 pub use prefix::BlockHash;
 pub use profile::{CacheOptions, MemoryProfile};
 pub use request::{MediaInput, PromptInput, Request, TemplateArgs};

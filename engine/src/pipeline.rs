@@ -2,6 +2,7 @@
 //! placeholders, check the placeholder law, map media, compile the grammar. No tensors on a device;
 //! runs on a pool.
 
+mod items;
 mod law;
 mod media;
 
@@ -13,6 +14,7 @@ use crate::sampling::{Guide, Guides};
 use crate::stats::Stats;
 use crate::template::{ChatTemplate, Message};
 use crate::tokenizer::HfTokenizer;
+pub use items::PreparedItems;
 use kiln_registry::{
     ContentHash, DecodeLimits, Error, HostTensor, InputContext, MediaCounts, MediaItem, ModelEntry,
     NamedTensors, PlaceholderRange, Prompt, PromptInputs, Registry, Result, Tokenizer,
@@ -30,7 +32,7 @@ pub struct Prepared {
     /// The positions of each item, in order.
     pub placeholders: Vec<PlaceholderRange>,
     /// What each placeholder range is filled from.
-    pub items: Vec<PreparedItem>,
+    pub items: PreparedItems,
     /// What its text must be.
     pub(crate) guide: Option<Guide>,
 }
@@ -172,6 +174,7 @@ impl InputPipeline {
                 "mm_processor_kwargs of a request: start with --mm-processor-kwargs",
             ));
         }
+        let salt = request.cache_salt.as_deref().map(salt_of).transpose()?;
         self.check_counts(request.media.iter().map(MediaInput::modality))?;
         let guide = request.sampling.guide.as_ref();
         let guide = guide
@@ -187,7 +190,12 @@ impl InputPipeline {
             PromptInput::Tokens(ids) => Prompt::Tokens(ids.clone()),
         };
         let prepared = self.prepare_resolved(prompt, items, fits)?;
-        Ok(Prepared { guide, ..prepared })
+        let items = prepared.items.salted(salt);
+        Ok(Prepared {
+            guide,
+            items,
+            ..prepared
+        })
     }
 
     /// The part of [`prepare`](Self::prepare) behind decoding and rendering: what dummy data goes
@@ -234,7 +242,7 @@ impl InputPipeline {
         Ok(Prepared {
             token_ids: processed.token_ids,
             placeholders: processed.placeholders,
-            items,
+            items: items.into(),
             guide: None,
         })
     }
@@ -297,4 +305,12 @@ impl InputPipeline {
         }
         Ok(())
     }
+}
+
+/// What a salt is told by. An empty one would look like protection and be none.
+fn salt_of(salt: &str) -> Result<ContentHash> {
+    if salt.is_empty() {
+        return Err(Error::invalid("cache_salt: it is empty"));
+    }
+    Ok(ContentHash::of_fields(&[salt.as_bytes()]))
 }

@@ -3,7 +3,7 @@
 //!
 //! *Source:* vLLM, automatic prefix caching.
 
-use crate::pipeline::PreparedItem;
+use crate::pipeline::{PreparedItem, PreparedItems};
 use kiln_registry::{ContentHash, PlaceholderRange};
 use std::ops::Range;
 
@@ -13,9 +13,10 @@ pub struct BlockHash(ContentHash);
 
 impl BlockHash {
     /// What the first block of a sequence stands behind. `domain`: what keys and values hang on
-    /// beside tokens and items.
-    pub fn root(domain: u64) -> Self {
-        Self(ContentHash::of_fields(&[&domain.to_le_bytes()]))
+    /// beside tokens and items. `salt`: what a client adds so that those without it share none of
+    /// the blocks behind; empty: those of all who add nothing.
+    pub fn root(domain: u64, salt: &[u8]) -> Self {
+        Self(ContentHash::of_fields(&[&domain.to_le_bytes(), salt]))
     }
 
     /// A block of these tokens behind another one. `items`: what tells the items at its positions.
@@ -43,9 +44,9 @@ impl PrefixHasher {
         domain: u64,
         tokens: &[u32],
         ranges: &[PlaceholderRange],
-        items: &[PreparedItem],
+        items: &PreparedItems,
     ) -> (Vec<BlockHash>, Self) {
-        let mut last = BlockHash::root(domain);
+        let mut last = BlockHash::root(domain, items.salt());
         let mut hashes = Vec::with_capacity(tokens.len() / block_size);
         // Ranges are sorted and lie apart.
         let mut left: Vec<_> = ranges.iter().zip(items).collect();
@@ -146,7 +147,7 @@ mod tests {
         ranges: &[PlaceholderRange],
         items: &[PreparedItem],
     ) -> Vec<BlockHash> {
-        PrefixHasher::of_prompt(4, 0, tokens, ranges, items).0
+        PrefixHasher::of_prompt(4, 0, tokens, ranges, &items.to_vec().into()).0
     }
 
     #[test]
@@ -176,11 +177,30 @@ mod tests {
             names(&tokens, &[masked], &[item("a")]),
             names(&tokens, &[at(2, 2), at(4, 2)], &[item("a"), item("a")]),
             names(&tokens, &[at(2, 2), at(4, 2)], &[item("a"), item("b")]),
-            PrefixHasher::of_prompt(4, 7, &tokens, &[], &[]).0,
+            PrefixHasher::of_prompt(4, 7, &tokens, &[], &PreparedItems::default()).0,
         ];
         let seconds: HashSet<_> = all.iter().map(|names| names[1]).collect();
         assert_eq!(seconds.len(), all.len());
         assert_eq!(all[1][0], all[3][0], "the first block sees the same rows");
+    }
+
+    /// Under another salt no block has the name of another, generated ones included.
+    #[test]
+    fn a_salt_is_part_of_every_name() {
+        let tokens: Vec<u32> = (0..14).collect();
+        let under = |salt: Option<&str>| {
+            let salt = salt.map(|salt| ContentHash::of_fields(&[salt.as_bytes()]));
+            let items = PreparedItems::from(vec![item("a")]).salted(salt);
+            let ranges = [range(3, 3, None)];
+            let (mut names, mut hasher) =
+                PrefixHasher::of_prompt(4, 0, &tokens[..7], &ranges, &items);
+            names.extend(tokens[7..].iter().filter_map(|t| hasher.push(*t)));
+            names
+        };
+        let all = [under(None), under(Some("a")), under(Some("b"))];
+        let names: HashSet<_> = all.iter().flatten().collect();
+        assert_eq!(names.len(), 9);
+        assert_eq!(under(Some("a")), all[1]);
     }
 
     /// A block that begins in the prompt and ends in the answer is named as the prompt of the next
@@ -191,7 +211,7 @@ mod tests {
         for (ranges, items) in [(vec![], vec![]), (vec![range(3, 3, None)], vec![item("a")])] {
             let whole = names(&tokens, &ranges, &items);
             let (mut names, mut hasher) =
-                PrefixHasher::of_prompt(4, 0, &tokens[..7], &ranges, &items);
+                PrefixHasher::of_prompt(4, 0, &tokens[..7], &ranges, &items.clone().into());
             names.extend(tokens[7..].iter().filter_map(|t| hasher.push(*t)));
             assert_eq!(names, whole);
         }

@@ -95,6 +95,10 @@ pub struct Request {
     pub sampling: SamplingParams,
     /// Under the policy `priority` a lower number runs first.
     pub priority: i32,
+    /// Part of the names of the prompt's KV blocks: prompts share what is cached of them only under
+    /// the same salt, so that how fast an answer comes tells a client nothing of prompts whose salt
+    /// it does not know. Encoded items are found by their content whatever the salt.
+    pub cache_salt: Option<String>,
     /// What the chat template is given beside the messages.
     pub template: TemplateArgs,
     /// Laid over the processor's configuration for this request. Refused where it is not empty: what
@@ -112,6 +116,7 @@ impl Request {
             media,
             sampling: SamplingParams::default(),
             priority: 0,
+            cache_salt: None,
             template: TemplateArgs::default(),
             mm_processor_kwargs: None,
             arrival: Instant::now(),

@@ -50,7 +50,7 @@ fn plan(s: &mut Scheduler) -> Vec<Chunk> {
 /// The names of a text's full blocks.
 fn names(tokens: &[u32]) -> Vec<BlockHash> {
     let blocks = tokens.chunks_exact(BLOCK);
-    let chain = blocks.scan(BlockHash::root(0), |last, block| {
+    let chain = blocks.scan(BlockHash::root(0, &[]), |last, block| {
         *last = last.next(block, &[]);
         Some(*last)
     });

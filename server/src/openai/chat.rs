@@ -51,6 +51,9 @@ wire! {
         mm_processor_kwargs: Map<String, Value>,
         /// Requests of a lower number run first. Default: 0.
         priority: i32,
+        /// Share cached prompts only with requests of the same salt: how fast an answer comes then
+        /// tells nobody without it whether the prompt was asked before. Not empty.
+        cache_salt: String,
     }
 }
 

@@ -72,6 +72,7 @@ impl ChatRequest {
         let request = Request {
             sampling,
             priority: self.output.priority.unwrap_or(0),
+            cache_salt: self.output.cache_salt.clone(),
             template: TemplateArgs {
                 tools: tools.shown(),
                 kwargs: self.chat_template_kwargs.unwrap_or_default(),
@@ -106,7 +107,7 @@ fn parser(tools: &ToolUse, format: Option<ToolFormat>) -> Option<ToolParser> {
         return Some(ToolParser::new(ToolFormat::List, tools.one));
     }
     if tools.reads_calls() {
-        return format.map(|format| ToolParser::new(format, tools.one));
+        return format.map(|format| ToolParser::new(format, tools.one).knowing(tools.names()));
     }
     None
 }

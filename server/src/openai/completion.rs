@@ -180,6 +180,7 @@ impl CompletionRequest {
             .map(|ids| Request {
                 sampling: sampling.clone(),
                 priority: self.output.priority.unwrap_or(0),
+                cache_salt: self.output.cache_salt.clone(),
                 mm_processor_kwargs: self.output.mm_processor_kwargs.clone(),
                 arrival,
                 ..Request::new(PromptInput::Tokens(ids), vec![])

@@ -462,3 +462,42 @@ fn a_flag_goes_before_the_environment_and_that_before_the_file() {
         server.post("/v1/completions", &long).error(413);
     }
 }
+
+/// Chat and text completions alike: what is cached of a prompt is found under its own salt alone.
+#[test]
+fn a_cache_salt_keeps_prompts_apart() {
+    let server = Server::start(&[]);
+    let text = "a long walk by the sea ".repeat(12);
+    let messages = json!([{"role": "user", "content": text}]);
+    for (path, mut body) in [
+        ("/v1/completions", json!({"prompt": text})),
+        ("/v1/chat/completions", json!({"messages": messages})),
+    ] {
+        body["max_tokens"] = 4.into();
+        body["temperature"] = 0.into();
+        let mut texts = vec![];
+        for (salt, shares) in [
+            (json!("mine"), false),
+            (json!("theirs"), false),
+            (Value::Null, false),
+            (json!("mine"), true),
+            (Value::Null, true),
+        ] {
+            body["cache_salt"] = salt.clone();
+            let answer = server.post(path, &body).json();
+            let cached = &answer["usage"]["prompt_tokens_details"]["cached_tokens"];
+            assert_eq!(cached.as_u64() > Some(0), shares, "{path} {salt}: {answer}");
+            texts.push(answer["choices"].clone());
+        }
+        assert!(texts.iter().all(|text| *text == texts[0]), "{texts:?}");
+    }
+    let schema = server.get("/openapi.json").json();
+    let schemas = &schema["components"]["schemas"];
+    for request in ["ChatRequest", "CompletionRequest"] {
+        assert_eq!(
+            schemas[request]["properties"]["cache_salt"]["type"],
+            "string"
+        );
+    }
+    server.is_well();
+}

@@ -10,6 +10,8 @@ mod fetching;
 mod life;
 mod limits;
 mod media_server;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod pictures;
 mod server;
 mod text;

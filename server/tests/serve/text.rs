@@ -97,6 +97,8 @@ fn row_24_parameters_out_of_range_and_deep_json() {
         ("stop_token_ids", json!([4_000_000])),
         ("top_logprobs", json!(1000)),
         ("priority", json!(1e20)),
+        ("cache_salt", json!("")),
+        ("cache_salt", json!(7)),
     ] {
         let error = server.chat(&chat("a", json!({field: value}))).error(400);
         let message = error["message"].as_str().unwrap();

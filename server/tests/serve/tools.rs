@@ -113,6 +113,28 @@ fn calls_in_free_text_are_found() {
 }
 
 #[test]
+fn mistrals_calls_are_found_in_both_forms() {
+    let template = HERMES.replace("<tool_call>", "[TOOL_CALLS]");
+    let (server, _folder) = server(&template);
+    let expected = json!({
+        "content": "",
+        "calls": [{"name": "look", "arguments": "{\"x\": 1}"}],
+        "reason": "tool_calls",
+    });
+    for text in [
+        "[TOOL_CALLS][{\"name\": \"look\", \"arguments\": {\"x\": 1}}]",
+        "[TOOL_CALLS]look[ARGS]{\"x\": 1}",
+        "[TOOL_CALLS]look{\"x\": 1}",
+        "look{\"x\": 1}",
+    ] {
+        let called = body(json!({"guided_choice": [text]}));
+        assert_eq!(whole(&server, &called), expected, "{text}");
+        assert_eq!(assembled(&server, &called), expected, "{text}");
+    }
+    server.is_well();
+}
+
+#[test]
 fn a_call_that_must_come_comes() {
     let (server, _folder) = server(HERMES);
     let named = body(json!({"tool_choice": {"type": "function", "function": {"name": "look"}}}));

@@ -316,3 +316,34 @@ fn small_budgets_change_no_answer() {
         assert!(stats.processor_cache_bytes <= 40_000, "{stats:?}");
     }
 }
+
+/// Prompts share blocks under the same salt alone, and a salt changes no bit of an answer. The salt
+/// is no text of the prompt: an equal salt on another prompt shares as far as the prompts agree.
+#[test]
+fn prompts_of_different_salts_share_no_blocks() {
+    let engine = builtin(&options());
+    let plain = about_sample("What is it?", greedy(8));
+    let under = |salt: &str| Request {
+        cache_salt: Some(salt.to_owned()),
+        ..plain.clone()
+    };
+    let first = alone(&engine, &plain).unwrap();
+    let full = (first.usage.prompt_tokens - 1) / 16 * 16;
+    assert!(full > 0 && first.usage.cached_tokens == 0);
+    for (request, cached) in [
+        (under("a"), 0),
+        (under("b"), 0),
+        (under("a"), full),
+        (under("b"), full),
+        (plain.clone(), full),
+        (under("ab"), 0),
+    ] {
+        let outcome = alone(&engine, &request).unwrap();
+        let salt = &request.cache_salt;
+        assert_eq!(outcome.usage.cached_tokens, cached, "{salt:?}");
+        assert!(outcome == first, "{salt:?}: other bits");
+    }
+    let error = alone(&engine, &under("")).unwrap_err();
+    assert!(error.to_string().contains("cache_salt"), "{error}");
+    assert_idle(&engine);
+}

@@ -134,6 +134,11 @@ impl ToolUse {
         }
     }
 
+    /// What the functions are called.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.tools.iter().map(|tool| tool.name.clone()).collect()
+    }
+
     /// Whether the whole answer is a list of calls.
     pub(crate) fn required(&self) -> bool {
         self.choice == ToolChoice::Required

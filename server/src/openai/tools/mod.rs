@@ -2,6 +2,7 @@
 //! write calls in three ways; which one is the checkpoint's shows in its template.
 
 mod call;
+mod named;
 mod parser;
 mod scan;
 

@@ -1,8 +1,11 @@
 //! From the text of an answer to its calls, while it streams. Text that may be the start of a call
 //! is held back; what turns out to be none is text after all.
 
+use super::named::{Head, ObjectScan, read_head};
 use super::scan::{CallScan, Scan};
 use clap::ValueEnum;
+
+const MISTRAL_TAG: &str = "[TOOL_CALLS]";
 
 /// How a chat family writes calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -12,7 +15,8 @@ pub(crate) enum ToolFormat {
     /// The answer is `{"name": ..., "parameters": ...}`: Llama 3.
     #[value(name = "llama3_json")]
     Llama3Json,
-    /// `[TOOL_CALLS][{"name": ..., "arguments": ...}, ...]`: Mistral.
+    /// `[TOOL_CALLS][{"name": ..., "arguments": ...}, ...]`, and the newer `[TOOL_CALLS]name[ARGS]{...}`
+    /// and `[TOOL_CALLS]name{...}`: Mistral.
     Mistral,
     /// A bare list of calls: what a required call is held to.
     #[value(skip)]
@@ -40,7 +44,7 @@ impl ToolFormat {
         match self {
             Self::Hermes => Some("<tool_call>"),
             Self::Llama3Json => Some("<|python_tag|>"),
-            Self::Mistral => Some("[TOOL_CALLS]"),
+            Self::Mistral => Some(MISTRAL_TAG),
             Self::List => None,
         }
     }
@@ -88,6 +92,8 @@ enum Mode {
     /// Inside a list of calls, before, between or behind them.
     Between,
     Call(CallScan),
+    /// Inside the arguments of a call whose name stood before them.
+    Object(ObjectScan),
     /// All is arguments of one function.
     Arguments,
 }
@@ -102,6 +108,10 @@ pub(crate) struct ToolParser {
     most: usize,
     /// The last text was a call: blanks that follow are its layout.
     behind_call: bool,
+    /// The last text was a tag: whatever name follows is a call's.
+    tagged: bool,
+    /// The functions that there are: what tells a call from text where the tag is left out.
+    names: Vec<String>,
     out: Vec<Delta>,
 }
 
@@ -115,8 +125,15 @@ impl ToolParser {
             calls: 0,
             most: if one { 1 } else { usize::MAX },
             behind_call: false,
+            tagged: false,
+            names: Vec::new(),
             out: Vec::new(),
         }
+    }
+
+    /// The same for an answer that may call these functions.
+    pub(crate) fn knowing(self, names: Vec<String>) -> Self {
+        Self { names, ..self }
     }
 
     /// A reader of an answer that is a function's arguments and nothing else.
@@ -154,7 +171,8 @@ impl ToolParser {
                 self.text(&held);
             }
             Mode::Start | Mode::Text => self.text(&held),
-            Mode::Call(_) | Mode::Between | Mode::Arguments => {}
+            Mode::Between if matches!(self.head(&held), Head::More(_)) => self.text(&held),
+            Mode::Call(_) | Mode::Object(_) | Mode::Between | Mode::Arguments => {}
         }
         std::mem::take(&mut self.out)
     }
@@ -169,6 +187,7 @@ impl ToolParser {
             Mode::Text => self.in_text(),
             Mode::Between => self.between(),
             Mode::Call(_) => self.in_call(),
+            Mode::Object(_) => self.in_object(),
             Mode::Arguments => {
                 let text = std::mem::take(&mut self.held);
                 self.out.push(Delta::Arguments { index: 0, text });
@@ -200,8 +219,28 @@ impl ToolParser {
         {
             return false;
         }
-        self.mode = Mode::Text;
+        self.mode = match self.head(trimmed) {
+            Head::Call { .. } => Mode::Between,
+            Head::More(_) => return false,
+            Head::Text => Mode::Text,
+        };
         true
+    }
+
+    /// What a text begins with, where calls are written as a name and arguments.
+    fn head<'a>(&self, text: &'a str) -> Head<'a> {
+        if self.format != ToolFormat::Mistral {
+            return Head::Text;
+        }
+        match read_head(text) {
+            Head::Call { name, .. } if !self.tagged && !self.names.iter().any(|n| n == name) => {
+                Head::Text
+            }
+            Head::More(name) if !self.tagged && !self.names.iter().any(|n| n.starts_with(name)) => {
+                Head::Text
+            }
+            head => head,
+        }
     }
 
     fn in_text(&mut self) -> bool {
@@ -215,6 +254,7 @@ impl ToolParser {
             // Blanks before a call are its layout, not text.
             self.text(text[..at].trim_end());
             self.mode = Mode::Between;
+            self.tagged = true;
             return true;
         }
         let tail = held_back(&self.held, tag);
@@ -235,6 +275,16 @@ impl ToolParser {
         let Some(first) = self.held.chars().next() else {
             return false;
         };
+        if self.format == ToolFormat::Mistral {
+            if let Some(behind) = self.held.strip_prefix(MISTRAL_TAG) {
+                self.held = behind.to_owned();
+                self.tagged = true;
+                return true;
+            }
+            if MISTRAL_TAG.starts_with(self.held.as_str()) {
+                return false;
+            }
+        }
         let closing = "</tool_call>";
         match first {
             '{' => self.mode = Mode::Call(CallScan::new()),
@@ -247,9 +297,50 @@ impl ToolParser {
                 self.behind_call = true;
             }
             _ if closing.starts_with(self.held.as_str()) => return false,
-            _ => self.mode = Mode::Text,
+            _ => return self.at_name(),
         }
         true
+    }
+
+    /// Between calls, at what is neither bracket nor tag: the name of the next one, or text.
+    fn at_name(&mut self) -> bool {
+        let (name, arguments) = match self.head(&self.held) {
+            Head::Call { name, arguments } => (name.to_owned(), arguments),
+            Head::More(_) => return false,
+            Head::Text => {
+                self.mode = Mode::Text;
+                return true;
+            }
+        };
+        if self.calls < self.most {
+            self.out.push(Delta::Call {
+                index: self.calls,
+                id: self.format.id(),
+                name,
+            });
+        }
+        self.held.drain(..arguments);
+        self.mode = Mode::Object(ObjectScan::default());
+        true
+    }
+
+    fn in_object(&mut self) -> bool {
+        let Mode::Object(scan) = &mut self.mode else {
+            return false;
+        };
+        let end = scan.end(&self.held);
+        let text: String = self.held.drain(..end.unwrap_or(self.held.len())).collect();
+        let counts = self.calls < self.most;
+        if counts {
+            let index = self.calls;
+            self.out.push(Delta::Arguments { index, text });
+        }
+        if end.is_some() {
+            self.calls += usize::from(counts);
+            self.mode = Mode::Between;
+            (self.tagged, self.behind_call) = (false, true);
+        }
+        end.is_some()
     }
 
     fn in_call(&mut self) -> bool {
@@ -289,6 +380,7 @@ impl ToolParser {
             Some(Scan::End) => {
                 self.calls += usize::from(counts);
                 self.mode = Mode::Between;
+                self.tagged = false;
             }
             Some(_) => {
                 let (named, raw) = (scan.named(), std::mem::take(&mut scan.raw));
@@ -349,7 +441,8 @@ mod tests {
     }
 
     fn run(format: ToolFormat, pieces: &[&str], one: bool) -> (String, Vec<(String, String)>) {
-        let mut parser = ToolParser::new(format, one);
+        let known = ["look", "f"].map(String::from).to_vec();
+        let mut parser = ToolParser::new(format, one).knowing(known);
         let mut deltas: Vec<Delta> = pieces.iter().flat_map(|p| parser.push(p)).collect();
         deltas.extend(parser.finish());
         let (mut text, mut calls) = (String::new(), Vec::new());
@@ -414,6 +507,51 @@ mod tests {
             assert_eq!((text.as_str(), calls.as_slice()), ("", &expected[..]));
         }
         assert_eq!(read(ToolFormat::List, list, false).1, expected);
+    }
+
+    #[test]
+    fn mistral_with_names_before_arguments() {
+        let (a, b) = ("{\"x\": \"}\\\"{\"}", "{\"y\": [{}, 2]}");
+        let both = [call("f", a), call("other.tool", b)];
+        for answer in [
+            format!("[TOOL_CALLS]f[ARGS]{a}[TOOL_CALLS]other.tool[ARGS]{b}"),
+            format!("[TOOL_CALLS]f{a}[TOOL_CALLS]other.tool{b}"),
+            format!("[TOOL_CALLS] f {a}\n[TOOL_CALLS] other.tool [ARGS] {b}\n"),
+            format!("[TOOL_CALLS]f[CALL_ID]abc123def[ARGS]{a}[TOOL_CALLS]other.tool[ARGS]{b}"),
+        ] {
+            let (text, calls) = read(ToolFormat::Mistral, &answer, false);
+            assert_eq!((text.as_str(), calls.as_slice()), ("", &both[..]));
+            assert_eq!(read(ToolFormat::Mistral, &answer, true).1, both[..1]);
+            let said = format!("I look. {answer}");
+            let (text, calls) = read(ToolFormat::Mistral, &said, false);
+            assert_eq!((text.as_str(), calls.as_slice()), ("I look.", &both[..]));
+        }
+        // Without its tags a call is one only where it is of a function that there is.
+        let bare = format!("f{a}look{b}");
+        let (text, calls) = read(ToolFormat::Mistral, &bare, false);
+        assert_eq!(
+            (text.as_str(), calls),
+            ("", vec![call("f", a), call("look", b)])
+        );
+        for plain in [
+            "g{}",
+            "f",
+            "loo",
+            "look here",
+            "f(x) {}",
+            "[1, 2] is a list",
+            "Call f{}",
+        ] {
+            let calls = read(ToolFormat::Mistral, plain, false).1;
+            assert!(calls.is_empty(), "{plain}");
+        }
+        for plain in ["g{}", "f", "loo", "look here", "f(x) {}", "Call f{}"] {
+            assert_eq!(read(ToolFormat::Mistral, plain, false).0, plain);
+        }
+        let (text, calls) = read(ToolFormat::Mistral, "[TOOL_CALLS]well, no", false);
+        assert_eq!((text.as_str(), calls.len()), ("well, no", 0));
+        let cut = read(ToolFormat::Mistral, "[TOOL_CALLS]f[ARGS]{\"x\": 1", false);
+        assert_eq!(cut, (String::new(), vec![call("f", "{\"x\": 1")]));
     }
 
     #[test]
