@@ -28,8 +28,8 @@ impl std::str::FromStr for Policy {
     }
 }
 
-/// Below two, which users are promised at the 99th percentile: steps vary by themselves.
-pub const MAX_ITL_RATIO: f64 = 1.7;
+/// Well below two, which users are promised at the 99th percentile: steps vary by themselves.
+pub const MAX_ITL_RATIO: f64 = 1.5;
 
 /// How to run a model.
 #[derive(Clone)]

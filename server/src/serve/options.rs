@@ -264,12 +264,12 @@ fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// `1.7`; 0 for no bound.
+/// `1.5`; 0 for no bound.
 fn ratio(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(ratio) if ratio == 0.0 || (1.0..=1e6).contains(&ratio) => Ok(ratio),
         _ => Err(format!(
-            "`{text}` is neither 0 nor a ratio above 1, such as 1.7"
+            "`{text}` is neither 0 nor a ratio above 1, such as 1.5"
         )),
     }
 }
