@@ -51,7 +51,7 @@ impl VisionTower {
     /// Loads the tower of a scope, up to the last layer that the selection needs.
     ///
     /// # Errors
-    /// [`Error::Tensor`] for a missing or wrong-shaped tensor.
+    /// [`kiln_registry::Error::Tensor`] for a missing or wrong-shaped tensor.
     pub fn load(
         config: TowerConfig,
         selection: FeatureSelection,
