@@ -107,11 +107,12 @@ impl MultiModalModel for Llava {
         modality: &str,
         items: &[Arc<NamedTensors>],
     ) -> Result<Box<dyn EncodeTask>> {
-        if modality != kiln_image::MODALITY {
-            return encode_at_once(self, modality, items);
+        match modality == kiln_image::MODALITY {
+            true => self
+                .0
+                .begin_pictures(items, pixels, Box::new(|_, encoded| Ok(encoded))),
+            false => encode_at_once(self, modality, items),
         }
-        self.0
-            .begin_pictures(items, pixels, Box::new(|_, encoded| Ok(encoded)))
     }
 
     fn embed(&self, token_ids: Tensor<1, Int>) -> Result<Tensor<2>> {
