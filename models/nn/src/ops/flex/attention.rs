@@ -354,34 +354,20 @@ impl Tile {
         for (j, at) in at.iter().enumerate().take(high).skip(low) {
             let value = &op.values[*at..][..dim];
             for c in 0..width {
-                self.values[j * width + c] = lanes::<I, E>(value, c);
+                self.values[j * width + c] = E::lanes::<I>(value, c);
             }
         }
         for g in low / LANES..high.div_ceil(LANES) {
             for c in 0..width {
                 let mut rows = [[0.0; LANES]; LANES];
                 for j in low.max(g * LANES)..high.min(g * LANES + LANES) {
-                    rows[j % LANES] = lanes::<I, E>(&op.keys[at[j]..][..dim], c);
+                    rows[j % LANES] = E::lanes::<I>(&op.keys[at[j]..][..dim], c);
                 }
                 simd::transpose(&mut rows);
                 for (element, row) in self.keys[c * LANES..].iter_mut().zip(&rows) {
                     element[g] = *row;
                 }
             }
-        }
-    }
-}
-
-/// Lanes `c` of a row, zero beyond its end.
-#[inline(always)]
-fn lanes<I: Isa, E: Element>(row: &[E], c: usize) -> Lanes {
-    let part = &row[c * LANES..];
-    match part.first_chunk() {
-        Some(whole) => E::widen_lanes::<I>(whole),
-        None => {
-            let mut stored = [E::narrow(0.0); LANES];
-            stored[..part.len()].copy_from_slice(part);
-            E::widen_lanes::<I>(&stored)
         }
     }
 }

@@ -68,10 +68,7 @@ pub(super) fn linear(op: Linear<'_, bf16>) -> Floats {
 pub(super) fn linear_at(unit: Unit, op: Linear<'_, bf16>) -> Floats {
     match unit {
         Unit::Widened(level) => {
-            let x = rounded(level, op.x);
-            let mut out = Floats::zeros(x.len() / op.k * op.n);
-            gemm::linear_at(level, Linear { x: &x, ..op }, out.as_mut_slice());
-            out
+            gemm::linear_at(level, op, true)
         }
         #[cfg(target_arch = "x86_64")]
         Unit::Pairs => pairs::linear(op),
@@ -106,16 +103,22 @@ struct Round<'a>(&'a mut [f32]);
 impl Kernel for Round<'_> {
     #[inline(always)]
     fn run<I: Isa>(self) {
-        for x in self.0 {
-            let bits = x.to_bits();
-            // Infinity and NaN have no bits to round away that matter.
-            let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
-            let special = bits & 0x7f80_0000 == 0x7f80_0000;
-            *x = f32::from_bits(if special {
-                bits & 0xffff_0000 | (bits & 0xffff != 0) as u32
-            } else {
-                rounded
-            });
-        }
+        round(self.0);
+    }
+}
+
+/// The nearest numbers of `bf16`, in place.
+#[inline(always)]
+pub(super) fn round(x: &mut [f32]) {
+    for x in x {
+        let bits = x.to_bits();
+        // Infinity and NaN have no bits to round away that matter.
+        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
+        let special = bits & 0x7f80_0000 == 0x7f80_0000;
+        *x = f32::from_bits(if special {
+            bits & 0xffff_0000 | (bits & 0xffff != 0) as u32
+        } else {
+            rounded
+        });
     }
 }

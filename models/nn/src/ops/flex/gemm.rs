@@ -1,31 +1,40 @@
-//! `x * weight^T`: every output is one sum over K of 16 lanes, in the same order whatever else is
-//! in the batch.
+//! `x * weight^T`: 16 outputs side by side in a register, row by row.
 //!
-//! Lane `l` adds the products of elements `l`, `l + 16`, ... one after the other; then the lanes
-//! are summed as a tree. How rows and outputs are blocked, where K is cut for the cache, whether a
-//! weight is widened beforehand and which thread does it change no bit of that.
+//! An output adds its products in the order of K, 128 of them by themselves, and what comes of each
+//! such part to what came of those before. How rows and outputs are blocked, which thread does it
+//! and how wide registers are change no bit of that.
+//!
+//! Weights lie output by output. A part of some outputs is turned round and widened into a panel,
+//! which stays in the first-level cache while rows go by.
 
 use super::{
-    element::Element,
+    element::{Element, Fetch},
+    layers::{self, Layer, Operand, Out, PAIR, Then},
+    memory::{self, Floats, Raw},
+    norm::Norm,
     pool,
-    simd::{self, Isa, Kernel, LANES, Lanes, Level, Line},
+    simd::{self, Isa, Kernel, LANES, Level, Line},
 };
 use std::ops::Range;
 
-/// Rows from which widening a weight once, ahead of its use, pays.
-const PACK_ROWS: usize = 13;
-/// Groups of K of one pass over packed operands: a block of rows stays in the first-level cache.
-const PACK_K: usize = 64;
-/// Rows of a packed block.
-const BLOCK: usize = 6;
-/// Rows of one pass, whole blocks: for each of them the weights are widened again.
-const PACK_M: usize = 768;
-/// Outputs of one pass: their weights, widened, stay in the second-level cache.
-const PACK_N: usize = 32;
-/// Multiply-adds below which a second thread costs more than it brings.
-const SERIAL: usize = 1 << 16;
+/// Elements of K of one part.
+const DEPTH: usize = 128;
+/// Groups of 16 outputs of a panel.
+const GROUPS: usize = PAIR / LANES;
+/// Rows of one pass: a part of theirs and their sums stay in the second-level cache.
+const PASS: usize = 384;
+/// Pairs of groups that are multiplied by a part of K before the next part is: the rows' part is in
+/// the cache.
+const PAIRS: usize = 4;
+/// Rows up to which a pair takes all of K at once: there is little to be read again, and weights are
+/// read in the order they lie in.
+const FEW: usize = 16;
+/// Elements of K that are multiplied in a row, and rows of weights that are fetched together.
+const EIGHT: usize = 8;
+/// Elements of rows below which one thread packs them.
+const CHUNK: usize = 1 << 15;
 
-/// The operands of `out = x * weight^T + bias`; `k` is not 0.
+/// The operands of `out = x * weight^T + bias`; neither `n` nor `k` is 0.
 #[derive(Clone, Copy)]
 pub(super) struct Linear<'a, E> {
     /// `[m, k]`
@@ -61,330 +70,441 @@ impl<E> Linear<'_, E> {
     }
 }
 
-/// Computes `out`: `[m, n]`, one task for each range of outputs.
-pub(super) fn linear<E: Element>(op: Linear<'_, E>, out: &mut [f32]) {
-    linear_at(simd::best(), op, out);
+/// The result, `[m, n]`.
+pub(super) fn linear<E: Element>(op: Linear<'_, E>) -> Floats {
+    linear_at(simd::best(), op, false)
 }
 
-/// [`linear`] on one instruction set.
-pub(super) fn linear_at<E: Element>(level: Level, op: Linear<'_, E>, out: &mut [f32]) {
-    if out.is_empty() {
-        return;
-    }
-    let rows = out.len() / op.n;
-    let threads = match out.len() * op.k {
-        ..SERIAL => 1,
-        _ => pool::threads(),
+/// [`linear`] on one instruction set, of rows that are rounded to `bf16` if so asked.
+pub(super) fn linear_at<E: Element>(level: Level, op: Linear<'_, E>, rounded: bool) -> Floats {
+    let Linear {
+        x,
+        weight,
+        bias,
+        k,
+        n,
+    } = op;
+    let rows = Rows::at(level, x, k, None, rounded);
+    let op = Affine { weight, bias, n, k };
+    let layer = Layer {
+        op,
+        then: Then::Write,
     };
-    let packed = (rows >= PACK_ROWS).then(|| pack(op.x, op.k));
-    // A few tasks for each thread, so that one that is held up holds up little.
-    let width = match threads {
-        1 => op.n,
-        _ => op.n.div_ceil(threads * 4).next_multiple_of(PACK_N / 2),
-    };
-    let mut panels: Vec<Panel<'_, E>> = (0..op.n)
-        .step_by(width)
-        .map(|first| Panel {
-            op,
-            packed: packed.as_deref(),
-            first,
-            rows: Vec::with_capacity(rows),
-        })
-        .collect();
-    for row in out.chunks_mut(op.n) {
-        for (panel, part) in panels.iter_mut().zip(row.chunks_mut(width)) {
-            panel.rows.push(part);
-        }
+    let [out] = layers::each(level, &rows, [layer]);
+    out
+}
+
+/// A weight and a bias; neither `n` nor `k` is 0.
+#[derive(Clone, Copy)]
+pub(super) struct Affine<'a, E> {
+    /// `[n, k]`
+    pub(super) weight: &'a [E],
+    /// `[n]`
+    pub(super) bias: Option<&'a [f32]>,
+    /// Outputs.
+    pub(super) n: usize,
+    /// Elements of a row.
+    pub(super) k: usize,
+}
+
+/// Rows as they are read: of each part of K, the rows, with the room of a whole part each.
+pub(super) struct Rows {
+    numbers: Vec<Line>,
+    count: usize,
+    k: usize,
+}
+
+impl Rows {
+    /// Packs `x`: `[count, k]`, neither of them 0, normalised first, and rounded to `bf16` if so asked.
+    pub(super) fn new(x: &[f32], k: usize, norm: Option<Norm<'_>>, rounded: bool) -> Self {
+        Self::at(simd::best(), x, k, norm, rounded)
     }
-    pool::consume(panels, |panel| simd::run_at(level, panel));
+
+    /// [`new`](Self::new) on one instruction set.
+    pub(super) fn at(
+        level: Level,
+        x: &[f32],
+        k: usize,
+        norm: Option<Norm<'_>>,
+        rounded: bool,
+    ) -> Self {
+        assert_eq!(x.len() % k, 0, "whole rows");
+        let count = x.len() / k;
+        let mut numbers = Vec::with_capacity(k.div_ceil(DEPTH) * count * DEPTH / LANES);
+        let to = Raw(numbers.as_mut_ptr());
+        let each = match x.len() {
+            ..=CHUNK => count,
+            _ => (CHUNK / 4 / k).max(1),
+        };
+        pool::each(count.div_ceil(each), |task| {
+            let first = task * each;
+            let pack = Pack {
+                x: &x[first * k..count.min(first + each) * k],
+                k,
+                norm,
+                rounded,
+                first,
+                count,
+                to: to.get(),
+            };
+            simd::run_at(level, pack);
+        });
+        Self { numbers, count, k }
+    }
+
+    /// A part of a row.
+    fn part(&self, part: usize, row: usize) -> *const f32 {
+        let at = (part * self.count + row) * DEPTH;
+        self.numbers.as_ptr().cast::<f32>().wrapping_add(at)
+    }
 }
 
-/// The rows in blocks as they are read: of each block group by group of K, the last filled with
-/// zeros, and of each group row by row.
-fn pack(x: &[f32], k: usize) -> Vec<Line> {
-    let groups = k.div_ceil(LANES);
-    let mut packed = vec![Line([0.0; LANES]); x.len() / k * groups];
-    pool::chunks_mut(&mut packed, BLOCK * groups, |i, packed| {
-        let x = &x[i * BLOCK * k..];
-        let height = packed.len() / groups;
-        for (r, row) in x.chunks_exact(k).take(height).enumerate() {
-            let (whole, rest) = row.as_chunks::<LANES>();
-            for (s, group) in whole.iter().enumerate() {
-                packed[s * height + r].0 = *group;
-            }
-            if !rest.is_empty() {
-                packed[whole.len() * height + r].0 = simd::padded(rest);
-            }
-        }
-    });
-    packed
-}
-
-/// A range of outputs for all rows.
-struct Panel<'a, E> {
-    op: Linear<'a, E>,
-    /// The rows as [`pack`] lays them out, where there are many.
-    packed: Option<&'a [Line]>,
-    /// The first output.
+/// Some rows, from `first` on.
+struct Pack<'a> {
+    x: &'a [f32],
+    k: usize,
+    norm: Option<Norm<'a>>,
+    rounded: bool,
     first: usize,
-    /// Its part of each row of the result.
-    rows: Vec<&'a mut [f32]>,
+    count: usize,
+    to: *mut Line,
 }
 
-impl<E: Element> Kernel for Panel<'_, E> {
+impl Kernel for Pack<'_> {
     #[inline(always)]
-    fn run<I: Isa>(mut self) {
-        match (self.packed, I::WIDE) {
-            (None, true) => self.direct::<I, 4>(),
-            (None, false) => self.direct::<I, 2>(),
-            (Some(x), true) => self.packed::<I, 4>(x),
-            (Some(x), false) => self.packed::<I, 2>(x),
-        }
-        if let Some(bias) = self.op.bias {
-            for row in &mut self.rows {
-                for (out, bias) in row.iter_mut().zip(&bias[self.first..]) {
-                    *out += bias;
+    fn run<I: Isa>(self) {
+        let mut normal = Vec::new();
+        for (r, row) in self.x.chunks_exact(self.k).enumerate() {
+            let row = match self.norm {
+                None => row,
+                Some(norm) => {
+                    normal.clear();
+                    normal.extend_from_slice(row);
+                    norm.apply(&mut normal);
+                    &normal
+                }
+            };
+            for (part, x) in row.chunks(DEPTH).enumerate() {
+                let at = (part * self.count + self.first + r) * DEPTH;
+                // SAFETY: a part of a row of this task's.
+                let to = unsafe {
+                    let to = self.to.cast::<f32>().add(at);
+                    to.copy_from_nonoverlapping(x.as_ptr(), x.len());
+                    std::slice::from_raw_parts_mut(to, x.len())
+                };
+                if self.rounded {
+                    super::bf16::round(to);
                 }
             }
         }
     }
 }
 
-impl<'a, E: Element> Panel<'a, E> {
-    #[inline(always)]
-    fn weight(&self, output: usize) -> &'a [E] {
-        &self.op.weight[(self.first + output) * self.op.k..][..self.op.k]
+impl<E: Element> Operand for Affine<'_, E> {
+    type Rows = Rows;
+    type Unit = Level;
+
+    fn dims(&self) -> [usize; 2] {
+        [self.n, self.k]
     }
 
-    /// Few rows: each weight is read once, from where it is.
+    fn bias(&self) -> Option<&[f32]> {
+        self.bias
+    }
+
+    fn check(&self, rows: &Rows) {
+        assert_eq!(rows.k, self.k, "as many elements in a row");
+        assert_eq!(
+            self.weight.len(),
+            self.n * self.k,
+            "a row of the weight for each output"
+        );
+        assert!(
+            self.bias.is_none_or(|bias| bias.len() == self.n),
+            "a bias for each output"
+        );
+    }
+
+    fn count(rows: &Rows) -> usize {
+        rows.count
+    }
+
+    unsafe fn run(self, unit: Level, rows: &Rows, pairs: Range<usize>, out: Out<'_>) {
+        let task = Task {
+            op: self,
+            rows,
+            pairs,
+            out,
+        };
+        simd::run_at(unit, task);
+    }
+}
+
+/// Some pairs of groups of outputs for all rows.
+struct Task<'a, E> {
+    op: Affine<'a, E>,
+    rows: &'a Rows,
+    pairs: Range<usize>,
+    out: Out<'a>,
+}
+
+impl<E: Element> Kernel for Task<'_, E> {
     #[inline(always)]
-    fn direct<I: Isa, const N: usize>(&mut self) {
-        let n = self.rows[0].len();
-        let m = self.rows.len();
-        let mut j = 0;
-        while j < n {
-            let whole = j + N <= n;
-            let mut i = 0;
-            while i < m {
-                i += match (whole, m - i) {
-                    (true, 6..) if I::WIDE => self.straight::<I, 6, N>(i, j),
-                    (true, 4..) if I::WIDE => self.straight::<I, 4, N>(i, j),
-                    (true, 3..) => self.straight::<I, 3, N>(i, j),
-                    (true, 2) => self.straight::<I, 2, N>(i, j),
-                    (true, _) => self.straight::<I, 1, N>(i, j),
-                    (false, _) => self.straight::<I, 1, 1>(i, j),
-                };
+    fn run<I: Isa>(self) {
+        let count = self.rows.count;
+        let (together, most) = match count {
+            ..=FEW => (1, count),
+            _ => (PAIRS, count.div_ceil(count.div_ceil(PASS))),
+        };
+        let mut panel = memory::lines(DEPTH * GROUPS * size_of::<Line>());
+        let mut sums = memory::lines(most * together * GROUPS * size_of::<Line>());
+        let panel: *mut Line = panel.as_mut_ptr().cast();
+        let sums: *mut Line = sums.as_mut_ptr().cast();
+        for first in self.pairs.clone().step_by(together) {
+            let pairs = self.pairs.end.min(first + together) - first;
+            let groups = (pairs * GROUPS).min(self.op.n.div_ceil(LANES) - first * GROUPS);
+            for row in (0..count).step_by(most) {
+                let rows = row..count.min(row + most);
+                for part in 0..self.op.k.div_ceil(DEPTH) {
+                    for group in (0..groups).step_by(GROUPS) {
+                        let next = self.next(first * GROUPS + group, part, together);
+                        let block = Block {
+                            panel,
+                            groups: GROUPS.min(groups - group),
+                            depth: DEPTH.min(self.op.k - part * DEPTH),
+                            sums: sums.wrapping_add(group),
+                            stride: groups,
+                            add: part > 0,
+                            fetch: Fetch {
+                                start: next.start.wrapping_add(GROUPS * EIGHT * next.row),
+                                ..next
+                            },
+                        };
+                        // SAFETY: room for a panel, and for the sums of these rows and groups.
+                        unsafe {
+                            self.turn::<I>(first * GROUPS + group, part, together, block);
+                            block.rows::<I>(self.rows.part(part, rows.start), rows.len());
+                        }
+                    }
+                }
+                // SAFETY: the sums are written; nothing else has these places.
+                unsafe { self.write(first * PAIR, rows, groups, sums) };
             }
-            j += if whole { N } else { 1 };
+        }
+    }
+}
+
+impl<E: Element> Task<'_, E> {
+    /// What is fetched beside a part of K: as much of the outputs that come after these, in the order
+    /// it lies in, which memory is fastest in and the order of reading is not. It is fetched evenly
+    /// over all that is done with a panel, since a processor waits for few lines at a time: a quarter
+    /// beside each group that is turned round, and half beside the products.
+    #[inline(always)]
+    fn next(&self, group: usize, part: usize, together: usize) -> Fetch {
+        let row = DEPTH * size_of::<E>();
+        let place = (group / GROUPS + together) * PAIR * self.op.k + part * PAIR * DEPTH;
+        Fetch {
+            start: self.op.weight.as_ptr().wrapping_add(place).cast(),
+            row,
+            quarter: row / 4,
         }
     }
 
-    /// Rows `i..i + M` by outputs `j..j + N`; `M`.
+    /// Turns a part of some groups' weights into a panel.
+    ///
+    /// # Safety
+    /// There is room for it.
     #[inline(always)]
-    fn straight<I: Isa, const M: usize, const N: usize>(&mut self, i: usize, j: usize) -> usize {
-        let k = self.op.k;
-        let mut x: [(&[Lanes], &[f32]); M] = [(&[], &[]); M];
-        for (r, x) in x.iter_mut().enumerate() {
-            *x = self.op.x[(i + r) * k..][..k].as_chunks();
+    unsafe fn turn<I: Isa>(&self, group: usize, part: usize, together: usize, block: Block) {
+        let Affine { weight, n, k, .. } = self.op;
+        let fetch = self.next(group, part, together);
+        for g in 0..block.groups {
+            let first = (group + g) * LANES;
+            let row = |l: usize| {
+                // An output that is not there may be any other: nobody looks at it.
+                let output = if first + l < n { first + l } else { first };
+                weight[output * k + part * DEPTH..][..block.depth].as_ptr()
+            };
+            let rows = std::array::from_fn(row);
+            let to = block.panel.wrapping_add(g);
+            let fetch = Fetch {
+                start: fetch.start.wrapping_add(g * EIGHT * fetch.row),
+                ..fetch
+            };
+            // SAFETY: the caller's promise.
+            unsafe { E::turn::<I>(rows, block.depth, fetch, to, block.groups) };
         }
-        let mut w: [(&[[E; LANES]], &[E]); N] = [(&[], &[]); N];
-        for (c, w) in w.iter_mut().enumerate() {
-            *w = self.weight(j + c).as_chunks();
+    }
+
+    /// Writes sums, and adds the bias.
+    ///
+    /// # Safety
+    /// They are there, and so is the room.
+    #[inline(always)]
+    unsafe fn write(&self, output: usize, rows: Range<usize>, groups: usize, sums: *const Line) {
+        let outputs = (groups * LANES).min(self.op.n - output);
+        for (r, row) in rows.enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let sums = sums.add(r * groups).cast::<f32>();
+                let sums = std::slice::from_raw_parts(sums, outputs);
+                let out = self.out.at(row, output);
+                out.copy_from_nonoverlapping(sums.as_ptr(), outputs);
+                if let Some(bias) = self.out.bias {
+                    let out = std::slice::from_raw_parts_mut(out, outputs);
+                    for (out, bias) in out.iter_mut().zip(&bias[output..]) {
+                        *out += bias;
+                    }
+                }
+            }
         }
-        let groups = k / LANES;
-        let mut xs: [&[Lanes]; M] = [&[]; M];
-        for r in 0..M {
-            xs[r] = &x[r].0[..groups];
+    }
+}
+
+/// A panel, and where the sums of some rows by it go.
+#[derive(Clone, Copy)]
+struct Block {
+    /// `[depth, groups]`
+    panel: *mut Line,
+    groups: usize,
+    depth: usize,
+    /// `[rows, stride]`
+    sums: *mut Line,
+    stride: usize,
+    /// Whether they are added to what is there.
+    add: bool,
+    /// What is fetched meanwhile.
+    fetch: Fetch,
+}
+
+impl Block {
+    /// Takes rows through the panel, in blocks of about the same height.
+    ///
+    /// # Safety
+    /// A part of each of so many rows, a panel, and room for the sums.
+    #[inline(always)]
+    unsafe fn rows<I: Isa>(self, x: *const f32, count: usize) {
+        let blocks = count.div_ceil(I::ROWS);
+        let (low, higher) = (count / blocks, count % blocks);
+        let mut row = 0;
+        for block in 0..blocks {
+            let height = low + usize::from(block < higher);
+            let to = Self {
+                sums: self.sums.wrapping_add(row * self.stride),
+                // Once; what is in the cache costs nothing.
+                fetch: match block {
+                    0 => self.fetch,
+                    _ => Fetch {
+                        start: self.panel.cast(),
+                        ..self.fetch
+                    },
+                },
+                ..self
+            };
+            let x = x.wrapping_add(row * DEPTH);
+            // SAFETY: the caller's promise.
+            unsafe { to.block::<I>(x, height) };
+            row += height;
         }
-        let mut ws: [&[[E; LANES]]; N] = [&[]; N];
-        for c in 0..N {
-            ws[c] = &w[c].0[..groups];
+    }
+
+    #[inline(always)]
+    unsafe fn block<I: Isa>(self, x: *const f32, height: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match height {
+                1 => self.groups::<I, 1>(x),
+                2 => self.groups::<I, 2>(x),
+                3 if I::ROWS > 2 => self.groups::<I, 3>(x),
+                4 if I::ROWS > 2 => self.groups::<I, 4>(x),
+                5 if I::ROWS > 2 => self.groups::<I, 5>(x),
+                6 if I::ROWS > 2 => self.groups::<I, 6>(x),
+                7 if I::ROWS > 6 => self.groups::<I, 7>(x),
+                8 if I::ROWS > 6 => self.groups::<I, 8>(x),
+                9 if I::ROWS > 6 => self.groups::<I, 9>(x),
+                10 if I::ROWS > 6 => self.groups::<I, 10>(x),
+                11 if I::ROWS > 6 => self.groups::<I, 11>(x),
+                12 if I::ROWS > 6 => self.groups::<I, 12>(x),
+                _ => unreachable!("a block has at most as many rows as registers hold"),
+            }
         }
-        let mut acc = [[[0.0; LANES]; N]; M];
-        for s in 0..groups {
-            let mut b = [[0.0; LANES]; N];
-            for c in 0..N {
-                b[c] = E::widen_lanes::<I>(&ws[c][s]);
+    }
+
+    #[inline(always)]
+    unsafe fn groups<I: Isa, const M: usize>(self, x: *const f32) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if I::WIDE && self.groups == GROUPS {
+                return self.multiply::<I, M, GROUPS>(x);
+            }
+            for g in 0..self.groups {
+                let one = Self {
+                    panel: self.panel.add(g),
+                    sums: self.sums.add(g),
+                    ..self
+                };
+                one.multiply::<I, M, 1>(x);
+            }
+        }
+    }
+
+    /// `M` rows by `N` groups.
+    #[inline(always)]
+    unsafe fn multiply<I: Isa, const M: usize, const N: usize>(self, x: *const f32) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut line = self.panel.cast_const();
+            let mut x = x;
+            let zero = I::splat(&0.0);
+            let mut sums = [[zero; N]; M];
+            for eight in 0..self.depth / EIGHT {
+                for k in 0..EIGHT {
+                    if k % 2 == 0 {
+                        self.fetch.line::<I>(eight, k / 2);
+                    }
+                    add::<I, M, N>(&mut sums, x.add(k), line.add(k * self.groups));
+                }
+                line = line.add(EIGHT * self.groups);
+                x = x.add(EIGHT);
+            }
+            for k in 0..self.depth % EIGHT {
+                add::<I, M, N>(&mut sums, x.add(k), line.add(k * self.groups));
             }
             for r in 0..M {
-                let a = xs[r][s];
-                for c in 0..N {
-                    simd::fma::<I>(&mut acc[r][c], &a, &b[c]);
-                }
-            }
-        }
-        if !k.is_multiple_of(LANES) {
-            // What is left of K is one more group, filled with zeros.
-            for c in 0..N {
-                let mut stored = [E::narrow(0.0); LANES];
-                stored[..k % LANES].copy_from_slice(w[c].1);
-                let b = E::widen_lanes::<I>(&stored);
-                for r in 0..M {
-                    simd::fma::<I>(&mut acc[r][c], &simd::padded(x[r].1), &b);
-                }
-            }
-        }
-        for (r, row) in acc.iter().enumerate() {
-            for (c, lanes) in row.iter().enumerate() {
-                self.rows[i + r][j + c] = simd::sum(*lanes);
-            }
-        }
-        M
-    }
-
-    /// Many rows: weights are widened into a block that stays in the cache, and both operands are
-    /// read in the order they lie in.
-    #[inline(always)]
-    fn packed<I: Isa, const N: usize>(&mut self, x: &[Line]) {
-        let groups = self.op.k.div_ceil(LANES);
-        let n = self.rows[0].len();
-        let m = self.rows.len();
-        let zero = Line([0.0; LANES]);
-        let mut weights = vec![zero; PACK_N * PACK_K.min(groups)];
-        // Where K takes several passes, the lanes of each block of rows are kept.
-        let stride = if groups > PACK_K { PACK_N } else { 0 };
-        let mut lanes = vec![zero; (PACK_M.min(m) * stride).max(BLOCK * PACK_N)];
-        let mut sums = [[0.0; PACK_N]; BLOCK];
-        for i in (0..m).step_by(PACK_M) {
-            let rows = PACK_M.min(m - i);
-            for j in (0..n).step_by(PACK_N) {
-                let outputs = PACK_N.min(n - j);
-                for d in (0..groups).step_by(PACK_K) {
-                    let depth = PACK_K.min(groups - d);
-                    self.widen::<I, N>(j..j + outputs, d..d + depth, &mut weights);
-                    let weights = &weights[..outputs.div_ceil(N) * depth * N];
-                    let last = d + depth == groups;
-                    for r in (0..rows).step_by(BLOCK) {
-                        let high = BLOCK.min(rows - r);
-                        let x = &x[(i + r) * groups + d * high..][..depth * high];
-                        let to = Tiles {
-                            lanes: &mut lanes[r * stride..][..high * PACK_N],
-                            first: d == 0,
-                            sums: last.then_some(&mut sums),
-                        };
-                        match high {
-                            6 => to.add::<I, 6, N>(x, weights),
-                            5 => to.add::<I, 5, N>(x, weights),
-                            4 => to.add::<I, 4, N>(x, weights),
-                            3 => to.add::<I, 3, N>(x, weights),
-                            2 => to.add::<I, 2, N>(x, weights),
-                            _ => to.add::<I, 1, N>(x, weights),
-                        }
-                        if last {
-                            let out = self.rows[i + r..][..high].iter_mut();
-                            for (out, sums) in out.zip(&sums) {
-                                out[j..j + outputs].copy_from_slice(&sums[..outputs]);
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// Widens some outputs' groups of K, `N` outputs side by side.
-    #[inline(always)]
-    fn widen<I: Isa, const N: usize>(
-        &self,
-        outputs: Range<usize>,
-        groups: Range<usize>,
-        to: &mut [Line],
-    ) {
-        let depth = groups.len();
-        for (o, output) in outputs.enumerate() {
-            let weight = self.weight(output);
-            let weight = &weight[groups.start * LANES..weight.len().min(groups.end * LANES)];
-            let (whole, rest) = weight.as_chunks::<LANES>();
-            let at = o / N * depth * N + o % N;
-            for (s, group) in whole.iter().enumerate() {
-                to[at + s * N].0 = E::widen_lanes::<I>(group);
-            }
-            if !rest.is_empty() {
-                let mut stored = [E::narrow(0.0); LANES];
-                stored[..rest.len()].copy_from_slice(rest);
-                to[at + whole.len() * N].0 = E::widen_lanes::<I>(&stored);
-            }
-        }
-    }
-}
-
-/// Where the products of a block of rows and a block of weights go.
-struct Tiles<'a> {
-    /// The lanes: `N` outputs of a row, the rows of the block, the next `N` outputs.
-    lanes: &'a mut [Line],
-    /// Whether this is the first pass over K.
-    first: bool,
-    /// The sums, if it is the last.
-    sums: Option<&'a mut [[f32; PACK_N]; BLOCK]>,
-}
-
-impl Tiles<'_> {
-    /// Adds the products of `H` rows: all at once, or three where registers hold no more.
-    #[inline(always)]
-    fn add<I: Isa, const H: usize, const N: usize>(mut self, x: &[Line], weights: &[Line]) {
-        if I::WIDE {
-            self.add_rows::<I, H, H, N>(x, weights, 0);
-        } else {
-            for row in (0..H).step_by(3) {
-                match H - row {
-                    1 => self.add_rows::<I, H, 1, N>(x, weights, row),
-                    2 => self.add_rows::<I, H, 2, N>(x, weights, row),
-                    _ => self.add_rows::<I, H, 3, N>(x, weights, row),
-                }
-            }
-        }
-        if let Some(sums) = self.sums {
-            let (lanes, _) = self.lanes.as_chunks::<N>();
-            for (block, lanes) in lanes.chunks_exact(H).enumerate() {
-                for (lanes, sums) in lanes.iter().zip(&mut *sums) {
-                    sum_each(lanes, &mut sums[block * N..]);
-                }
-            }
-        }
-    }
-
-    /// [`add`](Self::add) for rows `row..row + M`, `N` outputs at a time.
-    #[inline(always)]
-    fn add_rows<I: Isa, const H: usize, const M: usize, const N: usize>(
-        &mut self,
-        x: &[Line],
-        weights: &[Line],
-        row: usize,
-    ) {
-        let (x, _) = x.as_chunks::<H>();
-        let (lanes, _) = self.lanes.as_chunks_mut::<N>();
-        for (block, weights) in weights.chunks_exact(x.len() * N).enumerate() {
-            let (weights, _) = weights.as_chunks::<N>();
-            let at = block * H + row;
-            let mut acc = [[[0.0; LANES]; N]; M];
-            if !self.first {
-                for (acc, lanes) in acc.iter_mut().zip(&lanes[at..][..M]) {
-                    for (acc, lanes) in acc.iter_mut().zip(lanes) {
-                        *acc = lanes.0;
-                    }
-                }
-            }
-            for (a, b) in x.iter().zip(weights) {
-                for r in 0..M {
-                    for c in 0..N {
-                        simd::fma::<I>(&mut acc[r][c], &a[row + r].0, &b[c].0);
-                    }
-                }
-            }
-            for (acc, lanes) in acc.iter().zip(&mut lanes[at..][..M]) {
-                for (acc, lanes) in acc.iter().zip(lanes) {
-                    lanes.0 = *acc;
+                for g in 0..N {
+                    let to = self.sums.add(r * self.stride + g);
+                    let sum = match self.add {
+                        true => I::add(I::load(to), sums[r][g]),
+                        false => sums[r][g],
+                    };
+                    I::store(to, sum);
                 }
             }
         }
     }
 }
 
-/// The sum of each line. Not inlined: next to AVX-512 the compiler would turn the few shuffles
-/// into gathers, or spoil the loop that the lanes come from.
-#[inline(never)]
-fn sum_each(lanes: &[Line], sums: &mut [f32]) {
-    for (lanes, sum) in lanes.iter().zip(sums) {
-        *sum = simd::sum(lanes.0);
+/// Adds the products of an element of `M` rows and a line of `N` groups.
+///
+/// # Safety
+/// They are there, and the machine has the instruction set.
+#[inline(always)]
+unsafe fn add<I: Isa, const M: usize, const N: usize>(
+    sums: &mut [[I::Vector; N]; M],
+    x: *const f32,
+    line: *const Line,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut w = [I::splat(&0.0); N];
+        for g in 0..N {
+            w[g] = I::load(line.add(g));
+        }
+        for r in 0..M {
+            let x = I::splat(x.add(r * DEPTH));
+            for g in 0..N {
+                sums[r][g] = I::fma(x, w[g], sums[r][g]);
+            }
+        }
     }
 }

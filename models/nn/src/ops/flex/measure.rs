@@ -10,12 +10,12 @@
 //! memory, as a model's do.
 
 use super::{
-    amx,
     bf16::{self, Unit},
-    gemm::{self, Linear},
+    gemm::Linear,
     int8::{self, Quantized},
-    limits::{kernels, rate},
-    simd::Level,
+    layers::{self, Layer, Then},
+    limits::{self, kernels, rate},
+    simd,
 };
 use crate::ops::Quantization;
 use crate::ops::quantized::{GROUP, Packing};
@@ -24,8 +24,8 @@ use std::hint::black_box;
 use std::time::Instant;
 
 /// `[m]`, `(k, n)`
-const ROWS: [usize; 8] = [1, 8, 32, 64, 256, 576, 607, 2371];
-const SHAPES: [(usize, usize); 4] = [(1024, 4096), (4096, 1024), (1024, 1024), (1024, 32064)];
+const ROWS: [usize; 3] = [1, 8, 577];
+const SHAPES: [(usize, usize); 3] = [(1024, 4096), (4096, 1024), (1024, 32064)];
 /// Bytes of the weights that take turns.
 const POOL: usize = 600 << 20;
 
@@ -40,7 +40,7 @@ fn best(runs: usize, mut f: impl FnMut()) -> f64 {
 }
 
 /// What an operation is measured by.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Limit {
     Singles,
     Pairs,
@@ -50,16 +50,34 @@ enum Limit {
 }
 
 impl Limit {
-    /// Multiply-adds a second, of all threads.
-    fn measure(self) -> f64 {
-        let burst = match self {
+    const ALL: [Self; 5] = [
+        Self::Singles,
+        Self::Pairs,
+        Self::Fours,
+        Self::Tiles,
+        Self::TilesOfBytes,
+    ];
+
+    /// The best for bytes.
+    fn of_bytes() -> Self {
+        let have = |limit: &Self| limit.burst().is_some();
+        let of_bytes = [Self::TilesOfBytes, Self::Fours];
+        of_bytes.into_iter().find(have).unwrap_or(Self::Singles)
+    }
+
+    fn burst(self) -> Option<limits::Burst> {
+        match self {
             Self::Singles => Some(kernels::f32()),
             Self::Pairs => kernels::pairs(),
             Self::Fours => kernels::fours(),
             Self::Tiles => kernels::tiles(),
             Self::TilesOfBytes => kernels::tiles_of_bytes(),
-        };
-        burst.map_or(f64::NAN, rate) / 2.0
+        }
+    }
+
+    /// Multiply-adds a second, of all threads.
+    fn measure(self) -> Option<f64> {
+        Some(rate(self.burst()?) / 2.0)
     }
 }
 
@@ -80,7 +98,7 @@ impl Case<'_> {
         let (mut limit, mut bandwidth, mut seconds) = (0.0f64, 0.0f64, f64::INFINITY);
         let mut at = 0;
         for turn in 0..6 {
-            limit = limit.max(self.limit.measure());
+            limit = limit.max(self.limit.measure().unwrap_or(f64::NAN));
             let part = &pool[turn * (64 << 20)..][..64 << 20];
             let read = best(2, || {
                 let words: &[u64] = bytemuck::cast_slice(part);
@@ -110,22 +128,13 @@ impl Case<'_> {
 }
 
 #[test]
-#[ignore = "a measurement of some minutes, for a machine with AVX-512"]
+#[ignore = "a measurement of some minutes"]
 fn near_its_limits() {
-    if !is_x86_feature_detected!("avx512bf16") || !is_x86_feature_detected!("avx512vnni") {
-        return println!("a machine without these instructions");
-    }
     println!("{} threads", rayon::current_num_threads());
-    let mut limits = vec![Limit::Singles, Limit::Pairs, Limit::Fours];
-    if amx::available() {
-        limits.extend([Limit::Tiles, Limit::TilesOfBytes]);
-    }
-    for (limit, name) in
-        limits
-            .iter()
-            .zip(["f32", "bf16 pairs", "i8 fours", "bf16 tiles", "i8 tiles"])
-    {
-        println!("{name}: {:.0} Gop/s", 2.0 * limit.measure() / 1e9);
+    for limit in Limit::ALL {
+        if let Some(rate) = limit.measure() {
+            println!("{limit:?}: {:.0} Gop/s", 2.0 * rate / 1e9);
+        }
     }
     // Numbers in -2..2 whether they are read as bf16 or as bytes.
     let mut pool = vec![0u64; POOL / 8];
@@ -134,7 +143,6 @@ fn near_its_limits() {
         *v = number & 0x80ff_80ff_80ff_80ff | 0x3f00_3f00_3f00_3f00;
     });
     let pool: &[u8] = bytemuck::cast_slice(&pool);
-    let tiles = amx::available();
     for m in ROWS {
         for (k, n) in SHAPES {
             if m * n > 300 * 32064 {
@@ -144,46 +152,22 @@ fn near_its_limits() {
             let shape = (m, k, n);
             for unit in Unit::available() {
                 let (name, limit) = match unit {
-                    Unit::Widened(Level::Avx512) => ("f32", Limit::Singles),
+                    Unit::Widened(level) if level == simd::best() => ("bf16 w", Limit::Singles),
                     Unit::Widened(_) => continue,
                     Unit::Pairs => ("bf16 p", Limit::Pairs),
                     Unit::Tiles => ("bf16 t", Limit::Tiles),
                 };
-                let bytes = if name == "f32" { 4 } else { 2 } * k * n;
+                let bytes = 2 * k * n;
                 let run = |at: usize| {
-                    let weight = &pool[at..at + bytes];
-                    let (x, bias) = (&x, None);
-                    if let Unit::Widened(level) = unit {
-                        let weight: &[f32] = bytemuck::cast_slice(weight);
-                        let mut out = vec![0.0; m * n];
-                        gemm::linear_at(
-                            level,
-                            Linear {
-                                x,
-                                weight,
-                                bias,
-                                k,
-                                n,
-                            },
-                            &mut out,
-                        );
-                        black_box(out);
-                    } else {
-                        let weight = bytemuck::cast_slice(weight);
-                        black_box(
-                            bf16::linear_at(
-                                unit,
-                                Linear {
-                                    x,
-                                    weight,
-                                    bias,
-                                    k,
-                                    n,
-                                },
-                            )
-                            .len(),
-                        );
-                    }
+                    let weight = bytemuck::cast_slice(&pool[at..at + bytes]);
+                    let op = Linear {
+                        x: &x,
+                        weight,
+                        bias: None,
+                        k,
+                        n,
+                    };
+                    black_box(bf16::linear_at(unit, op).len());
                 };
                 Case {
                     name,
@@ -200,11 +184,6 @@ fn near_its_limits() {
                 let scales = vec![0.01; packing.groups() * GROUP];
                 let bytes = data + scales.len() * 4;
                 let name = if kind == Quantization::Q8 { "q8" } else { "q4" };
-                let limit = if tiles {
-                    Limit::TilesOfBytes
-                } else {
-                    Limit::Fours
-                };
                 let run = |at: usize| {
                     let op = Quantized {
                         data: &pool[at..at + data],
@@ -213,12 +192,12 @@ fn near_its_limits() {
                         packing,
                     };
                     let rows = int8::Rows::new(&x, k, None);
-                    let then = int8::Then::Write;
-                    black_box(int8::each(&rows, [int8::Layer { op, then }]).len());
+                    let then = Then::Write;
+                    black_box(layers::each(int8::Unit::best(m), &rows, [Layer { op, then }]).len());
                 };
                 Case {
                     name,
-                    limit,
+                    limit: Limit::of_bytes(),
                     shape,
                     bytes,
                     run: &run,

@@ -10,6 +10,7 @@ mod element;
 pub(super) mod fused;
 mod gemm;
 mod int8;
+mod layers;
 pub mod limits;
 mod math;
 #[cfg(all(test, target_arch = "x86_64"))]
@@ -36,6 +37,7 @@ use element::Element;
 use gemm::Linear;
 use half::f16;
 use kiln_registry::BatchLayout;
+use layers::{Layer, Then};
 use memory::Floats;
 use norm::Norm;
 use std::borrow::Cow;
@@ -81,12 +83,10 @@ pub(super) fn linear(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>
             })
         }
         dtype => {
-            let mut out = Floats::zeros(m * n);
             with_element!(dtype, E => {
                 let weight = slice::<E>(&weight);
-                gemm::linear(Linear { x, weight, bias, k, n }, out.as_mut_slice());
-            });
-            out
+                gemm::linear(Linear { x, weight, bias, k, n })
+            })
         }
     };
     tensor(out, [m, n])
@@ -113,11 +113,11 @@ pub(super) fn linear_quantized(
     let weight = HeldWeight::new(data, scales, bias, packing);
     let rows = int8::Rows::new(slice(&x), k, None);
     let bias = weight.bias();
-    let layer = int8::Layer {
+    let layer = Layer {
         op: weight.native(bias.as_deref()),
-        then: int8::Then::Write,
+        then: Then::Write,
     };
-    let [out] = int8::each(&rows, [layer]);
+    let [out] = layers::each(int8::Unit::best(m), &rows, [layer]);
     tensor(out, [m, packing.n])
 }
 

@@ -4,8 +4,15 @@
 use half::f16;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
-    _mm_loadu_si128, _mm256_cvtph_ps, _mm256_loadu_si256, _mm256_storeu_ps, _mm512_cvtph_ps,
-    _mm512_storeu_ps,
+    __m256, __m512, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm256_add_ps, _mm256_and_si256, _mm256_broadcast_ss,
+    _mm256_castpd_ps, _mm256_castps_pd, _mm256_castps_si256, _mm256_castsi256_ps, _mm256_cvtph_ps,
+    _mm256_fmadd_ps, _mm256_load_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_permute2f128_ps,
+    _mm256_set1_epi32, _mm256_slli_epi32, _mm256_store_ps, _mm256_storeu_ps, _mm256_unpackhi_pd,
+    _mm256_unpackhi_ps, _mm256_unpacklo_pd, _mm256_unpacklo_ps, _mm512_add_ps, _mm512_and_si512,
+    _mm512_castpd_ps, _mm512_castps_pd, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cvtph_ps,
+    _mm512_fmadd_ps, _mm512_load_ps, _mm512_loadu_ps, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_shuffle_f32x4, _mm512_slli_epi32, _mm512_store_ps, _mm512_storeu_ps, _mm512_unpackhi_pd,
+    _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
 };
 use std::sync::OnceLock;
 
@@ -19,13 +26,73 @@ pub(super) type Lanes = [f32; LANES];
 /// An accumulator that is one line of the cache.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-pub(super) struct Line(pub(super) Lanes);
+pub(in crate::ops) struct Line(pub(super) Lanes);
 
 /// What an instruction set gives to a kernel.
 pub(in crate::ops) trait Isa {
-    /// Whether registers hold 24 accumulators, a block of six by four, beside its operands;
-    /// otherwise they hold six, a block of three by two.
+    /// Whether registers hold 24 sums of 16 lanes beside their operands.
     const WIDE: bool;
+
+    /// Rows of a block of products, by two groups of 16 outputs where registers are wide and by one
+    /// where they are not: its sums are in registers.
+    const ROWS: usize;
+
+    /// 16 lanes, in registers.
+    type Vector: Copy;
+
+    /// # Safety
+    /// A line, and a machine that has this set.
+    unsafe fn load(from: *const Line) -> Self::Vector;
+
+    /// # Safety
+    /// As [`load`](Self::load).
+    unsafe fn store(to: *mut Line, lanes: Self::Vector);
+
+    /// The same number in all lanes.
+    ///
+    /// # Safety
+    /// A number, and a machine that has this set.
+    unsafe fn splat(from: *const f32) -> Self::Vector;
+
+    /// `a * b + c`, as [`mul_add`](Self::mul_add) of each lane.
+    ///
+    /// # Safety
+    /// A machine that has this set.
+    unsafe fn fma(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
+
+    /// # Safety
+    /// As [`fma`](Self::fma).
+    unsafe fn add(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+
+    /// 16 numbers, anywhere.
+    ///
+    /// # Safety
+    /// They are there, and the machine has this set.
+    unsafe fn load_unaligned(from: *const f32) -> Self::Vector;
+
+    /// Asks for what is there, or is not, to come into the second-level cache.
+    #[inline(always)]
+    fn fetch(at: *const u8) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: does nothing else, wherever it points.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T1>(at.cast());
+        }
+        let _ = at;
+    }
+
+    /// Turns 16 rows of 16 into the columns.
+    ///
+    /// # Safety
+    /// A machine that has this set.
+    unsafe fn transpose(rows: [Self::Vector; LANES]) -> [Self::Vector; LANES];
+
+    /// Of each lane the lower and the higher 16 bits, as the upper halves of lanes of their own: two
+    /// numbers of `bf16` that lie side by side, widened.
+    ///
+    /// # Safety
+    /// A machine that has this set.
+    unsafe fn widen_pairs(pairs: Self::Vector) -> [Self::Vector; 2];
 
     /// `a * b + c`, rounded once where the machine has the instruction.
     fn mul_add(a: f32, b: f32, c: f32) -> f32;
@@ -55,6 +122,98 @@ struct Baseline;
 #[cfg(target_arch = "x86_64")]
 impl Isa for Avx512 {
     const WIDE: bool = true;
+    const ROWS: usize = 12;
+
+    type Vector = __m512;
+
+    #[inline(always)]
+    unsafe fn load(from: *const Line) -> __m512 {
+        // SAFETY: the caller's promise; lines are aligned.
+        unsafe { _mm512_load_ps(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(to: *mut Line, lanes: __m512) {
+        // SAFETY: as above.
+        unsafe { _mm512_store_ps(to.cast(), lanes) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(from: *const f32) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_set1_ps(*from) }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_unaligned(from: *const f32) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(rows: [__m512; LANES]) -> [__m512; LANES] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            // Pairs of rows, then fours of them, within the quarters of a register; then quarters.
+            let mut twos = rows;
+            for i in (0..LANES).step_by(2) {
+                let (a, b) = (rows[i], rows[i + 1]);
+                twos[i] = _mm512_unpacklo_ps(a, b);
+                twos[i + 1] = _mm512_unpackhi_ps(a, b);
+            }
+            let mut fours = rows;
+            for i in (0..LANES).step_by(4) {
+                for half in 0..2 {
+                    let a = _mm512_castps_pd(twos[i + half]);
+                    let b = _mm512_castps_pd(twos[i + 2 + half]);
+                    fours[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+                    fours[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+                }
+            }
+            let mut columns = rows;
+            for c in 0..4 {
+                let [first, second] = [[fours[c], fours[4 + c]], [fours[8 + c], fours[12 + c]]];
+                let even = [
+                    _mm512_shuffle_f32x4::<0x88>(first[0], first[1]),
+                    _mm512_shuffle_f32x4::<0x88>(second[0], second[1]),
+                ];
+                let odd = [
+                    _mm512_shuffle_f32x4::<0xdd>(first[0], first[1]),
+                    _mm512_shuffle_f32x4::<0xdd>(second[0], second[1]),
+                ];
+                columns[c] = _mm512_shuffle_f32x4::<0x88>(even[0], even[1]);
+                columns[4 + c] = _mm512_shuffle_f32x4::<0x88>(odd[0], odd[1]);
+                columns[8 + c] = _mm512_shuffle_f32x4::<0xdd>(even[0], even[1]);
+                columns[12 + c] = _mm512_shuffle_f32x4::<0xdd>(odd[0], odd[1]);
+            }
+            columns
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn widen_pairs(pairs: __m512) -> [__m512; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let pairs = _mm512_castps_si512(pairs);
+            let mask = _mm512_set1_epi32(0xffff_0000u32 as i32);
+            [
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)),
+                _mm512_castsi512_ps(_mm512_and_si512(pairs, mask)),
+            ]
+        }
+    }
 
     #[inline(always)]
     fn mul_add(a: f32, b: f32, c: f32) -> f32 {
@@ -77,6 +236,94 @@ impl Isa for Avx512 {
 #[cfg(target_arch = "x86_64")]
 impl Isa for Avx2 {
     const WIDE: bool = false;
+    const ROWS: usize = 6;
+
+    type Vector = [__m256; 2];
+
+    #[inline(always)]
+    unsafe fn load(from: *const Line) -> [__m256; 2] {
+        let from: *const f32 = from.cast();
+        // SAFETY: the caller's promise; lines are aligned.
+        unsafe { [_mm256_load_ps(from), _mm256_load_ps(from.add(8))] }
+    }
+
+    #[inline(always)]
+    unsafe fn store(to: *mut Line, [low, high]: [__m256; 2]) {
+        let to: *mut f32 = to.cast();
+        // SAFETY: as above.
+        unsafe {
+            _mm256_store_ps(to, low);
+            _mm256_store_ps(to.add(8), high);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(from: *const f32) -> [__m256; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [_mm256_broadcast_ss(&*from); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(a: [__m256; 2], b: [__m256; 2], c: [__m256; 2]) -> [__m256; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            [
+                _mm256_fmadd_ps(a[0], b[0], c[0]),
+                _mm256_fmadd_ps(a[1], b[1], c[1]),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn load_unaligned(from: *const f32) -> [__m256; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(rows: [[__m256; 2]; LANES]) -> [[__m256; 2]; LANES] {
+        let mut columns = rows;
+        for (r, c) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            let mut square = [rows[0][0]; 8];
+            for i in 0..8 {
+                square[i] = rows[r * 8 + i][c];
+            }
+            // SAFETY: the caller's promise.
+            let turned = unsafe { transpose_eight(square) };
+            for i in 0..8 {
+                columns[c * 8 + i][r] = turned[i];
+            }
+        }
+        columns
+    }
+
+    #[inline(always)]
+    unsafe fn widen_pairs(pairs: [__m256; 2]) -> [[__m256; 2]; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let pairs = [
+                _mm256_castps_si256(pairs[0]),
+                _mm256_castps_si256(pairs[1]),
+            ];
+            let mask = _mm256_set1_epi32(0xffff_0000u32 as i32);
+            [
+                [
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs[0])),
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs[1])),
+                ],
+                [
+                    _mm256_castsi256_ps(_mm256_and_si256(pairs[0], mask)),
+                    _mm256_castsi256_ps(_mm256_and_si256(pairs[1], mask)),
+                ],
+            ]
+        }
+    }
 
     #[inline(always)]
     fn mul_add(a: f32, b: f32, c: f32) -> f32 {
@@ -99,8 +346,64 @@ impl Isa for Avx2 {
 }
 
 impl Isa for Baseline {
-    // NEON has 32 registers, but of four lanes.
+    // NEON has 32 registers, but of four lanes; SSE has 16.
     const WIDE: bool = false;
+    const ROWS: usize = if cfg!(target_arch = "aarch64") { 6 } else { 2 };
+
+    type Vector = Lanes;
+
+    #[inline(always)]
+    unsafe fn load(from: *const Line) -> Lanes {
+        // SAFETY: the caller's promise.
+        unsafe { (*from).0 }
+    }
+
+    #[inline(always)]
+    unsafe fn store(to: *mut Line, lanes: Lanes) {
+        // SAFETY: as above.
+        unsafe { to.write(Line(lanes)) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(from: *const f32) -> Lanes {
+        // SAFETY: the caller's promise.
+        unsafe { [*from; LANES] }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(a: Lanes, b: Lanes, mut c: Lanes) -> Lanes {
+        fma::<Self>(&mut c, &a, &b);
+        c
+    }
+
+    #[inline(always)]
+    unsafe fn add(mut a: Lanes, b: Lanes) -> Lanes {
+        for l in 0..LANES {
+            a[l] += b[l];
+        }
+        a
+    }
+
+    #[inline(always)]
+    unsafe fn load_unaligned(from: *const f32) -> Lanes {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<Lanes>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(mut rows: [Lanes; LANES]) -> [Lanes; LANES] {
+        transpose(&mut rows);
+        rows
+    }
+
+    #[inline(always)]
+    unsafe fn widen_pairs(pairs: Lanes) -> [Lanes; 2] {
+        let bits = pairs.map(f32::to_bits);
+        [
+            bits.map(|bits| f32::from_bits(bits << 16)),
+            bits.map(|bits| f32::from_bits(bits & 0xffff_0000)),
+        ]
+    }
 
     #[inline(always)]
     fn mul_add(a: f32, b: f32, c: f32) -> f32 {
@@ -110,6 +413,39 @@ impl Isa for Baseline {
         } else {
             a * b + c
         }
+    }
+}
+
+/// Turns eight rows of eight into the columns.
+///
+/// # Safety
+/// The machine has AVX.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn transpose_eight(rows: [__m256; 8]) -> [__m256; 8] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut twos = rows;
+        for i in (0..8).step_by(2) {
+            let (a, b) = (rows[i], rows[i + 1]);
+            twos[i] = _mm256_unpacklo_ps(a, b);
+            twos[i + 1] = _mm256_unpackhi_ps(a, b);
+        }
+        let mut fours = rows;
+        for i in (0..8).step_by(4) {
+            for half in 0..2 {
+                let a = _mm256_castps_pd(twos[i + half]);
+                let b = _mm256_castps_pd(twos[i + 2 + half]);
+                fours[i + 2 * half] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
+                fours[i + 2 * half + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
+            }
+        }
+        let mut columns = rows;
+        for c in 0..4 {
+            columns[c] = _mm256_permute2f128_ps::<0x20>(fours[c], fours[4 + c]);
+            columns[4 + c] = _mm256_permute2f128_ps::<0x31>(fours[c], fours[4 + c]);
+        }
+        columns
     }
 }
 

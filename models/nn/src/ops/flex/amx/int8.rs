@@ -7,7 +7,8 @@
 
 use super::{
     super::{
-        int8::{Out, Rows, Slab, write},
+        int8::{Rows, Slab, write},
+        layers::Out,
         memory::{Line, lines},
     },
     Tiles, cursor,

@@ -1,12 +1,12 @@
-//! Linear layers with what stands before and behind them, in one go: for weights of `bf16` on a matrix
-//! unit, for those of eight and four bits on any. For others there is no such code, and the caller
-//! composes.
+//! Linear layers with what stands before and behind them, in one go: on weights of `bf16` a matrix unit
+//! has code of its own for that. Where neither it nor the other kernels take a layer (AVX-512's
+//! products of pairs), the caller composes.
 
-mod int8;
+mod layers;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 
-use super::{contiguous, dims, norm, slice, widened};
+use super::{contiguous, dims, memory::Floats, norm, slice, tensor, widened};
 use crate::ops::fused::{Affine, Ends, Norm, Weight};
 use burn::{backend::Flex, tensor::Tensor};
 use burn_flex::FlexTensor;
@@ -17,7 +17,7 @@ pub(in crate::ops) fn linear<const N: usize>(
     norm: Option<&Norm>,
     layers: [(&Affine, Ends<'_>); N],
 ) -> Option<[Tensor<2>; N]> {
-    if let Some(out) = int8::linear(x, norm, layers) {
+    if let Some(out) = layers::linear(x, norm, layers) {
         return Some(out);
     }
     #[cfg(target_arch = "x86_64")]
@@ -33,13 +33,26 @@ pub(in crate::ops) fn linear_added(
     layer: &Affine,
     to: &mut Option<Tensor<2>>,
 ) -> Option<Tensor<2>> {
-    if let Some(out) = int8::linear_added(x, layer, to) {
+    if let Some(out) = layers::linear_added(x, layer, to) {
         return Some(out);
     }
     #[cfg(target_arch = "x86_64")]
     return tiles::linear_added(x, layer, to);
     #[cfg(not(target_arch = "x86_64"))]
     None
+}
+
+/// The results of layers, `[count, n]` each.
+fn results<const N: usize>(
+    out: [Floats; N],
+    count: usize,
+    layers: [&Affine; N],
+) -> [Tensor<2>; N] {
+    let mut outputs = layers.iter().map(|layer| layer.dims()[0]);
+    out.map(|out| {
+        let shape = [count, outputs.next().unwrap_or_default()];
+        Tensor::from_primitive::<Flex>(tensor(out, shape))
+    })
 }
 
 fn held(x: &Tensor<1>) -> Option<FlexTensor> {

@@ -6,7 +6,7 @@ use super::super::{
         pack::{Columns, Then},
     },
     bf16::Unit,
-    contiguous, dims, owned, slice, tensor, widened,
+    contiguous, dims, owned, slice, widened,
 };
 use super::{Affine, Ends, Norm, Tensor, Weight, rows};
 use crate::work;
@@ -50,11 +50,6 @@ impl Held {
     }
 }
 
-/// Rows, normalised and packed.
-fn pack(x: &Tensor<2>, norm: Option<&Norm>) -> Option<Columns> {
-    rows(x, norm, Columns::new)
-}
-
 fn counted(x: &Columns, held: &Held) {
     work::linear(x.rows, held.outputs(), x.k, DType::BF16);
 }
@@ -74,7 +69,7 @@ pub(super) fn linear<const N: usize>(
             all.push(Held::new(gated)?);
         }
     }
-    let x = pack(x, norm)?;
+    let x = rows(x, norm, Columns::new)?;
     all.iter().for_each(|held| counted(&x, held));
     let biases: Vec<_> = all
         .iter()
@@ -89,22 +84,17 @@ pub(super) fn linear<const N: usize>(
             .next()
             .unwrap_or_else(|| unreachable!("one a layer"))
     };
-    let outputs = layers.map(|(affine, _)| affine.dims()[0]);
-    let mut n = outputs.into_iter();
-    let native = layers.map(|(_, ends)| Layer {
+    let native = layers.map(|(affine, ends)| Layer {
         affine: next(),
         gated: matches!(ends, Ends::Gate(..)).then(&mut next),
-        n: n.next().unwrap_or_default(),
+        n: affine.dims()[0],
         then: match ends {
             Ends::Nothing => Then::Write,
             Ends::Activation(kind) | Ends::Gate(kind, _) => Then::Activate(kind),
         },
     });
-    let mut n = outputs.into_iter();
-    Some(kernel::linear(&x, native).map(|out| {
-        let shape = [x.rows, n.next().unwrap_or_default()];
-        Tensor::from_primitive::<Flex>(tensor(out, shape))
-    }))
+    let out = kernel::linear(&x, native);
+    Some(super::results(out, x.rows, layers.map(|(affine, _)| affine)))
 }
 
 pub(super) fn linear_added(
@@ -115,7 +105,7 @@ pub(super) fn linear_added(
     if Unit::best() != Unit::Tiles {
         return None;
     }
-    let (held, x) = Held::new(affine).zip(pack(x, None))?;
+    let (held, x) = Held::new(affine).zip(rows(x, None, Columns::new))?;
     counted(&x, &held);
     // Of the CPU, like the weight.
     let to = to.take()?.try_into_primitive::<Flex>().ok()?;

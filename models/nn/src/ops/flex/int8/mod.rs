@@ -4,7 +4,6 @@
 //! arithmetic at its end. So every unit of a machine gives the same bits, and the number of rows may
 //! decide which one is used.
 
-mod layers;
 mod pack;
 mod rows;
 mod unpack;
@@ -12,7 +11,6 @@ mod unpack;
 mod vnni;
 mod widened;
 
-pub(super) use layers::{Layer, Then, added, each};
 pub(super) use pack::pack;
 pub(super) use rows::Rows;
 #[cfg(target_arch = "x86_64")]
@@ -21,6 +19,7 @@ pub(super) use vnni::write;
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::{
+    layers::{Operand, Out, PAIR},
     memory::{Line, lines},
     simd::{self, Level},
 };
@@ -31,7 +30,7 @@ use crate::ops::{
 use std::ops::Range;
 
 /// Groups of outputs that are multiplied side by side.
-pub(super) const SIDE_BY_SIDE: usize = 2;
+pub(super) const SIDE_BY_SIDE: usize = PAIR / GROUP;
 
 /// A weight, packed, and a bias.
 #[derive(Clone, Copy)]
@@ -75,7 +74,7 @@ impl Unit {
     }
 
     /// The best for some rows.
-    fn best(rows: usize) -> Self {
+    pub(super) fn best(rows: usize) -> Self {
         #[cfg(target_arch = "x86_64")]
         {
             // Rows from which filling tiles pays.
@@ -105,30 +104,6 @@ pub(super) struct Slab<'a> {
     pub(super) outputs: usize,
 }
 
-/// Where results go: those of some outputs, row by row.
-#[derive(Clone, Copy)]
-pub(super) struct Out<'a> {
-    pub(super) start: *mut f32,
-    /// The output that is first in a row.
-    pub(super) first: usize,
-    /// Elements of a row.
-    pub(super) n: usize,
-    /// Of all outputs.
-    pub(super) bias: Option<&'a [f32]>,
-}
-
-impl Out<'_> {
-    /// An output of a row.
-    ///
-    /// # Safety
-    /// There is such a place.
-    #[inline(always)]
-    pub(super) unsafe fn at(self, row: usize, output: usize) -> *mut f32 {
-        // SAFETY: the caller's promise.
-        unsafe { self.start.add(row * self.n + output - self.first) }
-    }
-}
-
 /// What the sums of an output's numbers and second numbers stand for.
 #[inline(always)]
 fn scaled(low: i32, high: i32, scale: f32) -> f32 {
@@ -139,19 +114,43 @@ fn scaled(low: i32, high: i32, scale: f32) -> f32 {
 #[cfg(test)]
 pub(super) fn linear_at(unit: Unit, x: &[f32], op: Quantized<'_>) -> super::memory::Floats {
     let rows = Rows::new(x, op.packing.k, None);
-    let layer = Layer {
+    let layer = super::layers::Layer {
         op,
-        then: Then::Write,
+        then: super::layers::Then::Write,
     };
-    let [out] = layers::each_at(unit, &rows, [layer]);
+    let [out] = super::layers::each(unit, &rows, [layer]);
     out
 }
 
-/// Some pairs of groups for all rows.
-///
-/// # Safety
-/// The machine has the unit, and nothing else writes these outputs.
-unsafe fn run(unit: Unit, op: Quantized<'_>, rows: &Rows, pairs: Range<usize>, out: Out<'_>) {
+impl Operand for Quantized<'_> {
+    type Rows = Rows;
+    type Unit = Unit;
+
+    fn dims(&self) -> [usize; 2] {
+        [self.packing.n, self.packing.k]
+    }
+
+    fn bias(&self) -> Option<&[f32]> {
+        self.bias
+    }
+
+    fn check(&self, rows: &Rows) {
+        let groups = self.packing.groups();
+        assert_eq!(self.data.len(), groups * self.packing.group_bytes());
+        assert_eq!(self.scales.len(), groups * GROUP);
+        assert_eq!(rows.steps, self.packing.steps(), "as many elements in a row");
+        assert!(
+            self.bias.is_none_or(|bias| bias.len() == self.packing.n),
+            "a bias for each output"
+        );
+    }
+
+    fn count(rows: &Rows) -> usize {
+        rows.count
+    }
+
+unsafe fn run(self, unit: Unit, rows: &Rows, pairs: Range<usize>, out: Out<'_>) {
+    let op = self;
     #[cfg(target_arch = "x86_64")]
     if unit == Unit::Tiles {
         // SAFETY: the machine has a matrix unit; tasks do not nest.
@@ -191,6 +190,7 @@ unsafe fn run(unit: Unit, op: Quantized<'_>, rows: &Rows, pairs: Range<usize>, o
             }
         }
     });
+}
 }
 
 /// Has some pairs of groups multiplied, at eight bits.

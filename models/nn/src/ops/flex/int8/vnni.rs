@@ -3,7 +3,8 @@
 //! One of its operands has no sign. That is the weight, plus 128. What that adds to a sum, a
 //! multiple of the activations' own sum, is taken from it again.
 
-use super::{Out, Rows, SIDE_BY_SIDE, Slab};
+use super::{Rows, SIDE_BY_SIDE, Slab};
+use crate::ops::flex::layers::Out;
 use crate::ops::quantized::{
     GROUP, HIGH, LINE, LINES, PART, PARTS, STEP, STEP_BYTES_4, STEP_BYTES_8,
 };

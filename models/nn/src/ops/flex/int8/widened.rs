@@ -1,8 +1,11 @@
 //! The product for machines without an instruction for it, and what the others are tested against.
 
 use super::{
-    super::simd::{self, Isa, Kernel, Level},
-    Out, Rows, Slab, scaled,
+    super::{
+        layers::Out,
+        simd::{self, Isa, Kernel, Level},
+    },
+    Rows, Slab, scaled,
 };
 use crate::ops::quantized::{GROUP, STEP, STEP_BYTES_8};
 
