@@ -15,6 +15,15 @@ const CHUNK: usize = 1 << 15;
 /// Adding it rounds to a whole number, ties to even, whose value is in the low bits then.
 const ROUND: f32 = 12_582_912.0;
 
+/// Rows of a tile on this machine at most: without a matrix unit, a block of registers.
+fn most() -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if !super::super::amx::available() {
+        return super::vnni::ROWS;
+    }
+    TILE
+}
+
 /// A step of a row, on the start of a line.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -54,7 +63,7 @@ impl Rows {
     pub(in super::super) fn new(x: &[f32], k: usize, norm: Option<Norm<'_>>) -> Self {
         assert_eq!(x.len() % k, 0, "whole rows");
         let count = x.len() / k;
-        let tiles = count.div_ceil(TILE);
+        let tiles = count.div_ceil(most());
         let width = count.div_ceil(tiles);
         let steps = k.div_ceil(STEP);
         let mut rows = Self {

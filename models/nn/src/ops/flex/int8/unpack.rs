@@ -27,19 +27,20 @@ pub(super) fn unpack<'a>(data: &[u8], buffer: &'a mut Vec<Line>) -> &'a [u8] {
 #[target_feature(enable = "avx512f,avx512bw")]
 fn wide(data: &[u8], numbers: &mut [u8]) {
     use super::vnni::{Step, turned};
-    use std::arch::x86_64::{_mm512_set1_epi8, _mm512_storeu_si512, _mm512_xor_si512};
+    use std::arch::x86_64::{_mm512_set1_epi8, _mm512_setzero_si512, _mm512_storeu_si512, _mm512_xor_si512};
     let sign = _mm512_set1_epi8(-128);
     let (steps, _) = data.as_chunks::<STEP_BYTES_4>();
     let (numbers, _) = numbers.as_chunks_mut::<STEP_BYTES_8>();
     for (step, numbers) in steps.iter().zip(numbers) {
         let step = Step::new(step);
         for (p, numbers) in numbers.chunks_exact_mut(PART * GROUP).enumerate() {
-            let lines: [_; LINES] = std::array::from_fn(|j| step.numbers(p, j));
+            // No closures: they would be compiled for any machine, and called.
+            let mut halves = [[_mm512_setzero_si512(); LINES]; 2];
+            for j in 0..LINES {
+                (halves[0][j], halves[1][j]) = step.numbers(p, j);
+            }
             let (first, second) = numbers.split_at_mut(PART * GROUP / 2);
-            for (fours, to) in [
-                (turned(lines.map(|(first, _)| first)), first),
-                (turned(lines.map(|(_, second)| second)), second),
-            ] {
+            for (fours, to) in [(turned(halves[0]), first), (turned(halves[1]), second)] {
                 for (four, to) in fours.into_iter().zip(to.chunks_exact_mut(LINE)) {
                     // SAFETY: a line.
                     unsafe {

@@ -21,7 +21,7 @@ use std::arch::x86_64::{
 /// Rows up to which numbers of four bits are unpacked in registers.
 pub(super) const FEW: usize = 2;
 /// Rows of a block: with two groups 24 registers of sums.
-const ROWS: usize = 6;
+pub(super) const ROWS: usize = 12;
 
 /// Whether the machine has the instruction, and with it all that is used here.
 pub(super) fn available() -> bool {
@@ -36,31 +36,56 @@ pub(super) fn available() -> bool {
 /// The machine has the instructions, and nothing else writes these outputs.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(super) unsafe fn multiply(rows: &Rows, slabs: &[Slab<'_>], out: Out<'_>) {
-    let height = rows.count.div_ceil(rows.count.div_ceil(ROWS));
-    for first in (0..rows.count).step_by(height) {
-        let count = height.min(rows.count - first);
-        // SAFETY: what the caller promised.
-        unsafe {
-            if let [a, b] = slabs {
-                let slabs = [*a, *b];
-                match count {
-                    1 => block::<1, SIDE_BY_SIDE>(rows, first, slabs, out),
-                    2 => block::<2, SIDE_BY_SIDE>(rows, first, slabs, out),
-                    3 => block::<3, SIDE_BY_SIDE>(rows, first, slabs, out),
-                    4 => block::<4, SIDE_BY_SIDE>(rows, first, slabs, out),
-                    5 => block::<5, SIDE_BY_SIDE>(rows, first, slabs, out),
-                    _ => block::<ROWS, SIDE_BY_SIDE>(rows, first, slabs, out),
-                }
-            } else {
-                for row in first..first + count {
-                    block::<1, 1>(rows, row, [slabs[0]], out);
+    for tile in 0..rows.tiles {
+        let first = tile * rows.width;
+        let count = rows.width.min(rows.count - first);
+        let blocks = count.div_ceil(ROWS);
+        let (low, higher) = (count / blocks, count % blocks);
+        let mut row = first;
+        for block in 0..blocks {
+            let height = low + usize::from(block < higher);
+            // SAFETY: what the caller promised.
+            unsafe {
+                match slabs {
+                    [a, b] => heights::<SIDE_BY_SIDE>(height, rows, row, [*a, *b], out),
+                    _ => heights::<1>(height, rows, row, [slabs[0]], out),
                 }
             }
+            row += height;
         }
     }
 }
 
-/// `M` rows by `N` groups.
+/// [`block`] of so many rows.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn heights<const N: usize>(
+    height: usize,
+    rows: &Rows,
+    first: usize,
+    slabs: [Slab<'_>; N],
+    out: Out<'_>,
+) {
+    // SAFETY: what the caller promised.
+    unsafe {
+        match height {
+            1 => block::<1, N>(rows, first, slabs, out),
+            2 => block::<2, N>(rows, first, slabs, out),
+            3 => block::<3, N>(rows, first, slabs, out),
+            4 => block::<4, N>(rows, first, slabs, out),
+            5 => block::<5, N>(rows, first, slabs, out),
+            6 => block::<6, N>(rows, first, slabs, out),
+            7 => block::<7, N>(rows, first, slabs, out),
+            8 => block::<8, N>(rows, first, slabs, out),
+            9 => block::<9, N>(rows, first, slabs, out),
+            10 => block::<10, N>(rows, first, slabs, out),
+            11 => block::<11, N>(rows, first, slabs, out),
+            _ => block::<ROWS, N>(rows, first, slabs, out),
+        }
+    }
+}
+
+/// `M` rows of a tile by `N` groups.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn block<const M: usize, const N: usize>(
@@ -70,27 +95,31 @@ unsafe fn block<const M: usize, const N: usize>(
     out: Out<'_>,
 ) {
     let mut low = [[_mm512_setzero_si512(); N]; M];
-    for (r, low) in low.iter_mut().enumerate() {
-        *low = [unsigned(rows.sums[first + r]); N];
+    for r in 0..M {
+        low[r] = [unsigned(rows.sums[first + r]); N];
     }
+    let mut weights = [std::ptr::null(); N];
+    for g in 0..N {
+        assert!(slabs[g].numbers.len() >= rows.steps * STEP_BYTES_8);
+        weights[g] = slabs[g].numbers.as_ptr();
+    }
+    let mut x = rows.at(first, 0);
     for s in 0..rows.steps {
         // SAFETY: a step of each row and of each slab.
-        unsafe {
-            let x: [*const i8; M] = std::array::from_fn(|r| rows.at(first + r, s));
-            step(&mut low, x, slabs, s);
-        }
+        unsafe { step(&mut low, x, weights, s) };
+        x = x.wrapping_add(rows.width * STEP);
     }
-    for (r, low) in low.iter().enumerate() {
+    for r in 0..M {
         let row = first + r;
         let mut high = [[unsigned(rows.sum_of_seconds(row)); N]];
         let inside = row % rows.width * STEP;
         for (s, numbers) in rows.seconds(row / rows.width) {
             // SAFETY: as above.
-            unsafe { step(&mut high, [numbers.add(inside)], slabs, s) };
+            unsafe { step(&mut high, numbers.add(inside), weights, s) };
         }
-        for ((low, high), slab) in low.iter().zip(high[0]).zip(slabs) {
+        for g in 0..N {
             // SAFETY: what the caller promised.
-            unsafe { write(*low, high, rows.scales[row], slab, row, out) };
+            unsafe { write(low[r][g], high[0][g], rows.scales[row], slabs[g], row, out) };
         }
     }
 }
@@ -105,29 +134,30 @@ fn unsigned(sum: i32) -> __m512i {
 /// Adds a step of `M` rows by `N` groups.
 ///
 /// # Safety
-/// The step of each row is there.
+/// The step of each row is there, one behind the other, and that of each group.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn step<const M: usize, const N: usize>(
     sums: &mut [[__m512i; N]; M],
-    x: [*const i8; M],
-    slabs: [Slab<'_>; N],
+    x: *const i8,
+    weights: [*const u8; N],
     step: usize,
 ) {
+    // No closures: they would be compiled for any machine, and called.
     let sign = _mm512_set1_epi8(-128);
-    let weights: [&[u8]; N] =
-        std::array::from_fn(|g| &slabs[g].numbers[step * STEP_BYTES_8..][..STEP_BYTES_8]);
     for four in 0..STEP / 4 {
         // SAFETY: four elements of the step, of the groups and of the rows.
         unsafe {
-            let w: [__m512i; N] = std::array::from_fn(|g| {
-                let w = _mm512_loadu_si512(weights[g].as_ptr().add(four * 4 * GROUP).cast());
-                _mm512_xor_si512(w, sign)
-            });
-            for (sums, x) in sums.iter_mut().zip(x) {
-                let x = x.add(four * 4).cast::<i32>().read_unaligned();
-                for (sum, w) in sums.iter_mut().zip(w) {
-                    *sum = _mm512_dpbusd_epi32(*sum, w, _mm512_set1_epi32(x));
+            let mut w = [sign; N];
+            for g in 0..N {
+                let at = weights[g].add(step * STEP_BYTES_8 + four * 4 * GROUP);
+                w[g] = _mm512_xor_si512(_mm512_loadu_si512(at.cast()), sign);
+            }
+            for r in 0..M {
+                let x = x.add(r * STEP + four * 4).cast::<i32>().read_unaligned();
+                let x = _mm512_set1_epi32(x);
+                for g in 0..N {
+                    sums[r][g] = _mm512_dpbusd_epi32(sums[r][g], w[g], x);
                 }
             }
         }
@@ -166,10 +196,10 @@ impl<'a> Step<'a> {
         let first = _mm512_broadcast_i32x4(factors);
         let second = _mm512_add_epi8(first, _mm512_set1_epi16(8));
         // Times 2,048 and the high 16 of 31 bits: a 16th, rounded.
-        let rounded = |sum: __m512i| _mm512_mulhrs_epi16(sum, _mm512_set1_epi16(2048));
+        let sixteenth = _mm512_set1_epi16(2048);
         let table = _mm512_packus_epi16(
-            rounded(_mm512_maddubs_epi16(pair, first)),
-            rounded(_mm512_maddubs_epi16(pair, second)),
+            _mm512_mulhrs_epi16(_mm512_maddubs_epi16(pair, first), sixteenth),
+            _mm512_mulhrs_epi16(_mm512_maddubs_epi16(pair, second), sixteenth),
         );
         let bytes = &self.lines[(part * LINES + line) * LINE..][..LINE];
         // SAFETY: a line.
@@ -241,16 +271,20 @@ unsafe fn few_rows<const M: usize>(rows: &Rows, slab: Slab<'_>, out: Out<'_>) {
         }
     }
     for (r, (low, high)) in low.into_iter().zip(high).enumerate() {
-        let whole = |lines, sum| {
-            let [a, b, c, d] = turned(lines);
-            let (ab, cd) = (_mm512_add_epi32(a, b), _mm512_add_epi32(c, d));
-            _mm512_add_epi32(_mm512_add_epi32(ab, cd), unsigned(sum))
-        };
         let low = whole(low, rows.sums[r]);
         let high = whole(high, rows.sum_of_seconds(r));
         // SAFETY: what the caller promised.
         unsafe { write(low, high, rows.scales[r], slab, r, out) };
     }
+}
+
+/// The sums of all lanes of an output, of activations of a sum.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn whole(lines: [__m512i; LINES], sum: i32) -> __m512i {
+    let [a, b, c, d] = turned(lines);
+    let (ab, cd) = (_mm512_add_epi32(a, b), _mm512_add_epi32(c, d));
+    _mm512_add_epi32(_mm512_add_epi32(ab, cd), unsigned(sum))
 }
 
 /// Adds the products of a part of `M` rows of a tile to the sums of a line.
