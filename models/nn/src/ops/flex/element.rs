@@ -38,35 +38,44 @@ pub(super) trait Element: BurnElement + Pod {
         }
     }
 
-    /// The values of 16 rows side by side: for each element one line, and so many from one to the
-    /// next. Meanwhile a part of eight other rows is fetched.
+    /// The values of 16 numbers, in registers.
     ///
     /// # Safety
-    /// Each row has `depth` elements, and there is room for as many lines, rounded up to 32. The
-    /// machine has the instruction set.
+    /// They are there, and the machine has the instruction set.
+    #[inline(always)]
+    unsafe fn load<I: Isa>(from: *const Self) -> I::Vector {
+        // SAFETY: the caller's promise; numbers are aligned as such.
+        unsafe {
+            let lanes = Self::widen_lanes::<I>(&*from.cast());
+            I::load_unaligned(lanes.as_ptr())
+        }
+    }
+
+    /// The values of 16 rows side by side, a line for each element: line `(k % 16) * lane + k / 16 *
+    /// step` for element `k`. Beyond the last element there are zeros, up to whole groups of 32.
+    ///
+    /// # Safety
+    /// Each row has so many elements, and there is room for the lines. The machine has the
+    /// instruction set.
     #[inline(always)]
     unsafe fn turn<I: Isa>(
         rows: [*const Self; LANES],
-        depth: usize,
-        fetch: Fetch,
+        elements: usize,
         to: *mut Line,
-        stride: usize,
+        [lane, step]: [usize; 2],
     ) {
-        let mut square = [[0.0; LANES]; LANES];
-        for at in (0..depth).step_by(LANES) {
-            // SAFETY: the caller's promise; what is fetched need not be there.
+        for at in (0..elements).step_by(LANES) {
+            // SAFETY: the caller's promise.
             unsafe {
+                let mut square = [I::splat(&0.0); LANES];
                 for r in 0..LANES {
                     let row = rows[r].add(at);
-                    let rest = std::slice::from_raw_parts(row, LANES.min(depth - at));
-                    square[r] = Self::lanes::<I>(rest, 0);
-                    if r % 4 == 0 {
-                        fetch.line::<I>(at / LANES, r / 4);
-                    }
+                    let row = std::slice::from_raw_parts(row, LANES.min(elements - at));
+                    square[r] = I::load_unaligned(Self::lanes::<I>(row, 0).as_ptr());
                 }
-                let columns = I::transpose(square.each_ref().map(|row| I::load_unaligned(row.as_ptr())));
+                let columns = I::transpose(square);
                 for i in 0..LANES {
-                    I::store(to.add((at + i) * stride), columns[i]);
+                    I::store(to.add(i * lane + at / LANES * step), columns[i]);
                 }
             }
         }
@@ -103,34 +112,30 @@ impl Element for bf16 {
     #[inline(always)]
     unsafe fn turn<I: Isa>(
         rows: [*const Self; LANES],
-        depth: usize,
-        fetch: Fetch,
+        elements: usize,
         to: *mut Line,
-        stride: usize,
+        strides: [usize; 2],
     ) {
         const PAIRS: usize = 2 * LANES;
-        let whole = depth / PAIRS * PAIRS;
-        // SAFETY: the caller's promise; what is fetched need not be there.
+        let whole = elements / PAIRS * PAIRS;
+        // SAFETY: the caller's promise.
         unsafe {
             for at in (0..whole).step_by(PAIRS) {
                 let mut square = [I::splat(&0.0); LANES];
                 for r in 0..LANES {
                     square[r] = I::load_unaligned(rows[r].add(at).cast());
-                    if r % 2 == 0 {
-                        fetch.line::<I>(at / LANES + r / 8, r / 2 % 4);
-                    }
                 }
-                store_pairs::<I>(square, to.add(at * stride), stride);
+                store_pairs::<I>(square, to.add(at / LANES * strides[1]), strides);
             }
-            if whole < depth {
+            if whole < elements {
                 let mut rest = [[Self::ZERO; PAIRS]; LANES];
                 let mut square = [I::splat(&0.0); LANES];
                 for r in 0..LANES {
                     let row = rows[r].add(whole);
-                    row.copy_to_nonoverlapping(rest[r].as_mut_ptr(), depth - whole);
+                    row.copy_to_nonoverlapping(rest[r].as_mut_ptr(), elements - whole);
                     square[r] = I::load_unaligned(rest[r].as_ptr().cast());
                 }
-                store_pairs::<I>(square, to.add(whole * stride), stride);
+                store_pairs::<I>(square, to.add(whole / LANES * strides[1]), strides);
             }
         }
     }
@@ -163,38 +168,25 @@ impl Element for f16 {
     }
 }
 
-/// Parts of rows that will be read soon.
-#[derive(Clone, Copy)]
-pub(super) struct Fetch {
-    pub(super) start: *const u8,
-    /// Bytes of a part of a row.
-    pub(super) row: usize,
-    /// Bytes of a quarter of it: a line, or two, which come together.
-    pub(super) quarter: usize,
-}
-
-impl Fetch {
-    /// Asks for a quarter of a row's part.
-    #[inline(always)]
-    pub(super) fn line<I: Isa>(self, row: usize, quarter: usize) {
-        I::fetch(self.start.wrapping_add(row * self.row + quarter * self.quarter));
-    }
-}
-
 /// Turns 16 rows of 16 pairs round, and widens them.
 ///
 /// # Safety
 /// Room for 32 lines, and a machine that has the instruction set.
 #[inline(always)]
-unsafe fn store_pairs<I: Isa>(rows: [I::Vector; LANES], to: *mut Line, stride: usize) {
+unsafe fn store_pairs<I: Isa>(
+    rows: [I::Vector; LANES],
+    to: *mut Line,
+    [lane, step]: [usize; 2],
+) {
     // SAFETY: the caller's promise.
     unsafe {
         let columns = I::transpose(rows);
         for i in 0..LANES {
             // The second of two lies above the first.
             let [first, second] = I::widen_pairs(columns[i]);
-            I::store(to.add(2 * i * stride), first);
-            I::store(to.add((2 * i + 1) * stride), second);
+            let to = to.add(2 * i % LANES * lane + 2 * i / LANES * step);
+            I::store(to, first);
+            I::store(to.add(lane), second);
         }
     }
 }
