@@ -400,21 +400,21 @@ fn softmax<I: Isa>(
     scale: f32,
     state: &mut State,
 ) -> f32 {
-    let mut maxima = [f32::NEG_INFINITY; LANES];
-    for (g, scores) in row.iter_mut().enumerate() {
+    for scores in row.iter_mut() {
         for l in 0..LANES {
-            let j = g * LANES + l;
-            let seen = j >= low && j < high;
-            scores[l] = if seen {
-                scores[l] * scale
-            } else {
-                f32::NEG_INFINITY
-            };
-            maxima[l] = if scores[l] > maxima[l] {
-                scores[l]
-            } else {
-                maxima[l]
-            };
+            scores[l] *= scale;
+        }
+    }
+    // Afterwards, and whole: a mask beside each number would keep the loops from vectorising.
+    if low > 0 || high < TILE {
+        let scores = row.as_flattened_mut();
+        scores[..low].fill(f32::NEG_INFINITY);
+        scores[high..].fill(f32::NEG_INFINITY);
+    }
+    let mut maxima = [f32::NEG_INFINITY; LANES];
+    for scores in row.iter() {
+        for l in 0..LANES {
+            maxima[l] = simd::greater(scores[l], maxima[l]);
         }
     }
     let max = simd::max(maxima);

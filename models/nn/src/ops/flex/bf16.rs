@@ -67,9 +67,7 @@ pub(super) fn linear(op: Linear<'_, bf16>) -> Floats {
 /// [`linear`] by one unit, which comes from [`Unit::available`].
 pub(super) fn linear_at(unit: Unit, op: Linear<'_, bf16>) -> Floats {
     match unit {
-        Unit::Widened(level) => {
-            gemm::linear_at(level, op, true)
-        }
+        Unit::Widened(level) => gemm::linear_at(level, op, true),
         #[cfg(target_arch = "x86_64")]
         Unit::Pairs => pairs::linear(op),
         #[cfg(target_arch = "x86_64")]

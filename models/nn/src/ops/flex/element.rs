@@ -173,11 +173,7 @@ impl Element for f16 {
 /// # Safety
 /// Room for 32 lines, and a machine that has the instruction set.
 #[inline(always)]
-unsafe fn store_pairs<I: Isa>(
-    rows: [I::Vector; LANES],
-    to: *mut Line,
-    [lane, step]: [usize; 2],
-) {
+unsafe fn store_pairs<I: Isa>(rows: [I::Vector; LANES], to: *mut Line, [lane, step]: [usize; 2]) {
     // SAFETY: the caller's promise.
     unsafe {
         let columns = I::transpose(rows);

@@ -106,11 +106,12 @@ pub(super) struct Affine<'a, E> {
 }
 
 /// Rows as they are read. Few are filled with zeros up to whole groups of 16; of many, each span has
-/// its lanes, a lane the rows, and a row [`DEPTH`] elements, of which the last span uses the first.
+/// its lanes, a lane the rows, and a row `depth` elements, of which the last span uses the first.
 pub(super) struct Rows {
     numbers: Vec<Room>,
     count: usize,
     k: usize,
+    depth: usize,
 }
 
 impl Rows {
@@ -129,9 +130,11 @@ impl Rows {
     ) -> Self {
         assert_eq!(x.len() % k, 0, "whole rows");
         let count = x.len() / k;
+        // Whole lines.
+        let depth = DEPTH.min(k.div_ceil(LANES)).next_multiple_of(LANES);
         let width = match count {
             ..=FEW => k.next_multiple_of(LANES),
-            _ => k.div_ceil(SPAN) * SPAN,
+            _ => k.div_ceil(SPAN) * LANES * depth,
         };
         let mut numbers = lines(count * width * size_of::<f32>());
         let to = Raw(numbers.as_mut_ptr());
@@ -148,23 +151,32 @@ impl Rows {
                 rounded,
                 first,
                 count,
+                depth,
                 to: to.get().cast(),
             };
             simd::run_at(level, pack);
         });
-        Self { numbers, count, k }
+        Self {
+            numbers,
+            count,
+            k,
+            depth,
+        }
     }
 
     /// A lane of a span of a row, of many.
     fn part(&self, span: usize, lane: usize, row: usize) -> *const f32 {
-        let at = ((span * LANES + lane) * self.count + row) * DEPTH;
+        let at = ((span * LANES + lane) * self.count + row) * self.depth;
         self.numbers.as_ptr().cast::<f32>().wrapping_add(at)
     }
 
     /// Group `at` of a row, of few.
     fn group(&self, row: usize, at: usize) -> *const Line {
         let groups = self.k.div_ceil(LANES);
-        self.numbers.as_ptr().cast::<Line>().wrapping_add(row * groups + at)
+        self.numbers
+            .as_ptr()
+            .cast::<Line>()
+            .wrapping_add(row * groups + at)
     }
 }
 
@@ -176,6 +188,7 @@ struct Pack<'a> {
     rounded: bool,
     first: usize,
     count: usize,
+    depth: usize,
     to: *mut Line,
 }
 
@@ -209,7 +222,7 @@ impl Kernel for Pack<'_> {
                     let (span, at) = (group / DEPTH, group % DEPTH / LANES);
                     for l in 0..LANES {
                         let place = (span * LANES + l) * self.count + self.first + r;
-                        I::store(self.to.add(place * (DEPTH / LANES) + at), columns[l]);
+                        I::store(self.to.add(place * (self.depth / LANES) + at), columns[l]);
                     }
                 }
             }

@@ -42,13 +42,7 @@ pub(super) trait Operand: Copy + Sync {
     /// # Safety
     /// The machine has the unit, and all that is checked fits. There is room for the results, which
     /// nothing else reads or writes.
-    unsafe fn run(
-        self,
-        unit: Self::Unit,
-        rows: &Self::Rows,
-        pairs: Range<usize>,
-        out: Out<'_>,
-    );
+    unsafe fn run(self, unit: Self::Unit, rows: &Self::Rows, pairs: Range<usize>, out: Out<'_>);
 }
 
 /// Where results go: those of some outputs, row by row.

@@ -24,8 +24,8 @@ use std::hint::black_box;
 use std::time::Instant;
 
 /// `[m]`, `(k, n)`
-const ROWS: [usize; 5] = [1, 4, 8, 16, 577];
-const SHAPES: [(usize, usize); 2] = [(1024, 4096), (4096, 1024)];
+const ROWS: [usize; 8] = [1, 4, 8, 32, 64, 256, 577, 2371];
+const SHAPES: [(usize, usize); 4] = [(1024, 4096), (4096, 1024), (1024, 1024), (1024, 32064)];
 /// Bytes of the weights that take turns.
 const POOL: usize = 600 << 20;
 

@@ -4,15 +4,16 @@
 use half::f16;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
-    __m256, __m512, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm256_add_ps, _mm256_and_si256, _mm256_broadcast_ss,
-    _mm256_castpd_ps, _mm256_castps_pd, _mm256_castps_si256, _mm256_castsi256_ps, _mm256_cvtph_ps,
-    _mm256_fmadd_ps, _mm256_load_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_permute2f128_ps,
-    _mm256_set1_epi32, _mm256_slli_epi32, _mm256_store_ps, _mm256_storeu_ps, _mm256_unpackhi_pd,
-    _mm256_unpackhi_ps, _mm256_unpacklo_pd, _mm256_unpacklo_ps, _mm512_add_ps, _mm512_and_si512,
-    _mm512_castpd_ps, _mm512_castps_pd, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cvtph_ps,
-    _mm512_fmadd_ps, _mm512_load_ps, _mm512_loadu_ps, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_shuffle_f32x4, _mm512_slli_epi32, _mm512_store_ps, _mm512_storeu_ps, _mm512_unpackhi_pd,
-    _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
+    __m256, __m512, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm256_add_ps, _mm256_and_si256,
+    _mm256_broadcast_ss, _mm256_castpd_ps, _mm256_castps_pd, _mm256_castps_si256,
+    _mm256_castsi256_ps, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_load_ps, _mm256_loadu_ps,
+    _mm256_loadu_si256, _mm256_permute2f128_ps, _mm256_set1_epi32, _mm256_slli_epi32,
+    _mm256_store_ps, _mm256_storeu_ps, _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_pd,
+    _mm256_unpacklo_ps, _mm512_add_ps, _mm512_and_si512, _mm512_castpd_ps, _mm512_castps_pd,
+    _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_load_ps,
+    _mm512_loadu_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_shuffle_f32x4, _mm512_slli_epi32,
+    _mm512_store_ps, _mm512_storeu_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd,
+    _mm512_unpacklo_ps,
 };
 use std::sync::OnceLock;
 
@@ -307,10 +308,7 @@ impl Isa for Avx2 {
     unsafe fn widen_pairs(pairs: [__m256; 2]) -> [[__m256; 2]; 2] {
         // SAFETY: the caller's promise.
         unsafe {
-            let pairs = [
-                _mm256_castps_si256(pairs[0]),
-                _mm256_castps_si256(pairs[1]),
-            ];
+            let pairs = [_mm256_castps_si256(pairs[0]), _mm256_castps_si256(pairs[1])];
             let mask = _mm256_set1_epi32(0xffff_0000u32 as i32);
             [
                 [

@@ -61,6 +61,53 @@ fn every_instruction_set_gives_the_same() {
     }
 }
 
+/// Few rows and many go different ways, to the same bits; weights of every type.
+#[test]
+fn a_row_has_the_same_bits_in_any_batch() {
+    fn check<E: Element>(level: Level) {
+        for (m, n, k) in [
+            (41, 37, 1),
+            (27, 5, 47),
+            (30, 70, 1040),
+            (800, 33, 40),
+            (14, 100, 2310),
+        ] {
+            let x = numbers(m * k, 0.37);
+            let weight: Vec<E> = numbers(n * k, 0.71).into_iter().map(E::narrow).collect();
+            let bias = numbers(n, 0.9);
+            let linear = |x: &[f32]| {
+                let (weight, bias) = (&weight, Some(bias.as_slice()));
+                linear_at(
+                    level,
+                    Linear {
+                        x,
+                        weight,
+                        bias,
+                        k,
+                        n,
+                    },
+                    false,
+                )
+                .to_vec()
+            };
+            let all = linear(&x);
+            for part in [1, 3, 6, 7, 12, 13, 26] {
+                let parts: Vec<f32> = x.chunks(part * k).flat_map(linear).collect();
+                let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                assert!(
+                    bits(&parts) == bits(&all),
+                    "{level:?} {m} {n} {k} in parts of {part}"
+                );
+            }
+        }
+    }
+    for level in Level::available() {
+        check::<f32>(level);
+        check::<f16>(level);
+        check::<half::bf16>(level);
+    }
+}
+
 /// What every unit of the machine gives is the sum of the rounded products, and a row of it has the
 /// same bits in any batch.
 #[test]
@@ -110,7 +157,7 @@ fn every_unit_multiplies_bf16() {
                     );
                 }
             }
-            for part in [1, 2, 7, 16, 17, 33, 64, 577] {
+            for part in [1, 2, 7, 12, 13, 16, 17, 33, 64, 577] {
                 let parts: Vec<f32> = x
                     .chunks(part * k)
                     .flat_map(|x| linear(x).to_vec())

@@ -139,7 +139,9 @@ fn float(affine: &Affine) -> Option<DType> {
     match &affine.weight {
         Weight::Quantized(_) => None,
         Weight::Float(weight) => match weight.dtype() {
-            DType::BF16 => matches!(bf16::Unit::best(), bf16::Unit::Widened(_)).then_some(DType::BF16),
+            DType::BF16 => {
+                matches!(bf16::Unit::best(), bf16::Unit::Widened(_)).then_some(DType::BF16)
+            }
             dtype => Some(dtype),
         },
     }

@@ -43,11 +43,7 @@ pub(in crate::ops) fn linear_added(
 }
 
 /// The results of layers, `[count, n]` each.
-fn results<const N: usize>(
-    out: [Floats; N],
-    count: usize,
-    layers: [&Affine; N],
-) -> [Tensor<2>; N] {
+fn results<const N: usize>(out: [Floats; N], count: usize, layers: [&Affine; N]) -> [Tensor<2>; N] {
     let mut outputs = layers.iter().map(|layer| layer.dims()[0]);
     out.map(|out| {
         let shape = [count, outputs.next().unwrap_or_default()];

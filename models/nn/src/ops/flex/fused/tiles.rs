@@ -94,7 +94,11 @@ pub(super) fn linear<const N: usize>(
         },
     });
     let out = kernel::linear(&x, native);
-    Some(super::results(out, x.rows, layers.map(|(affine, _)| affine)))
+    Some(super::results(
+        out,
+        x.rows,
+        layers.map(|(affine, _)| affine),
+    ))
 }
 
 pub(super) fn linear_added(

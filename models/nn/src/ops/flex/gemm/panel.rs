@@ -17,16 +17,17 @@ const PASS: usize = 320;
 /// Pairs of groups that are turned round together: a part of the rows is in the cache for all but
 /// the first.
 const PAIRS: usize = 4;
-/// Lines of a pair's panels of a span.
-const PANELS: usize = SPAN * GROUPS;
 
 impl<E: Element> Task<'_, E> {
     #[inline(always)]
     pub(super) fn panels<I: Isa>(&self) {
         let (count, k) = (self.rows.count, self.op.k);
         let most = count.div_ceil(count.div_ceil(PASS));
-        let mut panels = lines(PAIRS * PANELS * size_of::<Line>());
-        let mut sums = lines(most * PAIRS * GROUPS * size_of::<Line>());
+        let together = PAIRS.min(self.pairs.len());
+        // Lines of a pair's panels of a span.
+        let pair = LANES * self.rows.depth * GROUPS;
+        let mut panels = lines(together * pair * size_of::<Line>());
+        let mut sums = lines(most * together * GROUPS * size_of::<Line>());
         let panels: *mut Line = panels.as_mut_ptr().cast();
         let sums: *mut Line = sums.as_mut_ptr().cast();
         for first in self.pairs.clone().step_by(PAIRS) {
@@ -39,18 +40,19 @@ impl<E: Element> Task<'_, E> {
                     // SAFETY: room for the panels, and for the sums of these rows and groups.
                     unsafe {
                         for group in 0..groups {
-                            let to = panels.add(group / GROUPS * PANELS + group % GROUPS);
+                            let to = panels.add(group / GROUPS * pair + group % GROUPS);
                             let stride = GROUPS.min(groups - group / GROUPS * GROUPS);
                             self.turn::<I>(first * GROUPS + group, span, to, stride);
                         }
                         for lane in 0..LANES {
                             for group in (0..groups).step_by(GROUPS) {
                                 let width = GROUPS.min(groups - group);
-                                let at = group / GROUPS * PANELS + lane * DEPTH * width;
+                                let at = group / GROUPS * pair + lane * self.rows.depth * width;
                                 let block = Block {
                                     panel: panels.add(at),
                                     groups: width,
                                     depth,
+                                    row: self.rows.depth,
                                     sums: sums.add(group),
                                     stride: groups,
                                     add: span + lane > 0,
@@ -83,7 +85,7 @@ impl<E: Element> Task<'_, E> {
             rows[l] = self.op.weight[output * k + span * SPAN..][..elements].as_ptr();
         }
         // SAFETY: the caller's promise; 16 lanes of at most as many elements as a panel has.
-        unsafe { E::turn::<I>(rows, elements, to, [DEPTH * stride, stride]) };
+        unsafe { E::turn::<I>(rows, elements, to, [self.rows.depth * stride, stride]) };
     }
 }
 
@@ -94,6 +96,8 @@ struct Block {
     panel: *mut Line,
     groups: usize,
     depth: usize,
+    /// Elements from a row to the next.
+    row: usize,
     /// `[rows, stride]`
     sums: *mut Line,
     stride: usize,
@@ -117,7 +121,7 @@ impl Block {
                 sums: self.sums.wrapping_add(row * self.stride),
                 ..self
             };
-            let x = x.wrapping_add(row * DEPTH);
+            let x = x.wrapping_add(row * self.row);
             // SAFETY: the caller's promise.
             unsafe { to.block::<I>(x, height) };
             row += height;
@@ -151,7 +155,10 @@ impl Block {
         // SAFETY: the caller's promise.
         unsafe {
             if I::WIDE && self.groups == GROUPS {
-                return self.multiply::<I, M, GROUPS>(x);
+                return match self.row {
+                    DEPTH => self.multiply::<I, M, GROUPS, DEPTH>(x),
+                    _ => self.multiply::<I, M, GROUPS, 0>(x),
+                };
             }
             for g in 0..self.groups {
                 let one = Self {
@@ -159,14 +166,19 @@ impl Block {
                     sums: self.sums.add(g),
                     ..self
                 };
-                one.multiply::<I, M, 1>(x);
+                one.multiply::<I, M, 1, 0>(x);
             }
         }
     }
 
-    /// `M` rows by `N` groups.
+    /// `M` rows by `N` groups. `ROW` is 0 or as many elements as are from a row to the next: known
+    /// beforehand, they are part of the instructions.
     #[inline(always)]
-    unsafe fn multiply<I: Isa, const M: usize, const N: usize>(self, x: *const f32) {
+    unsafe fn multiply<I: Isa, const M: usize, const N: usize, const ROW: usize>(
+        self,
+        x: *const f32,
+    ) {
+        let row = if ROW == 0 { self.row } else { ROW };
         // SAFETY: the caller's promise.
         unsafe {
             let mut line = self.panel.cast_const();
@@ -179,7 +191,7 @@ impl Block {
                     w[g] = I::load(line.add(g));
                 }
                 for r in 0..M {
-                    let x = I::splat(x.add(r * DEPTH));
+                    let x = I::splat(x.add(r * row));
                     for g in 0..N {
                         sums[r][g] = I::fma(x, w[g], sums[r][g]);
                     }

@@ -138,7 +138,11 @@ impl Operand for Quantized<'_> {
         let groups = self.packing.groups();
         assert_eq!(self.data.len(), groups * self.packing.group_bytes());
         assert_eq!(self.scales.len(), groups * GROUP);
-        assert_eq!(rows.steps, self.packing.steps(), "as many elements in a row");
+        assert_eq!(
+            rows.steps,
+            self.packing.steps(),
+            "as many elements in a row"
+        );
         assert!(
             self.bias.is_none_or(|bias| bias.len() == self.packing.n),
             "a bias for each output"
@@ -149,48 +153,48 @@ impl Operand for Quantized<'_> {
         rows.count
     }
 
-unsafe fn run(self, unit: Unit, rows: &Rows, pairs: Range<usize>, out: Out<'_>) {
-    let op = self;
-    #[cfg(target_arch = "x86_64")]
-    if unit == Unit::Tiles {
-        // SAFETY: the machine has a matrix unit; tasks do not nest.
-        let _tiles = unsafe { amx::int8::tiles(rows.width) };
-        let block = amx::int8::block(rows);
-        for first in (0..rows.tiles).step_by(block) {
-            let tiles = first..rows.tiles.min(first + block);
-            let mut sums = amx::int8::Sums::new(rows, tiles.len());
-            each_pair(op, pairs.clone(), |slabs| {
-                // Four bits are unpacked into a buffer that is in the cache.
-                let next = slabs.last().filter(|_| op.packing.kind == Quantization::Q8);
-                let next = next.map(|slab| slab.numbers.as_ptr_range().end);
-                // SAFETY: as above; the rest is the caller's promise.
-                unsafe { amx::int8::multiply(rows, tiles.clone(), slabs, next, &mut sums, out) }
-            });
-        }
-        return;
-    }
-    #[cfg(target_arch = "x86_64")]
-    if unit == Unit::Fours && op.packing.kind == Quantization::Q4 && rows.count <= vnni::FEW {
-        let size = op.packing.group_bytes();
-        let last = op.packing.groups().min(pairs.end * SIDE_BY_SIDE);
-        for group in pairs.start * SIDE_BY_SIDE..last {
-            let slab = slab(op, group, &op.data[group * size..][..size]);
-            // SAFETY: the machine has the instructions; the rest is the caller's promise.
-            unsafe { vnni::few(rows, slab, out) };
-        }
-        return;
-    }
-    each_pair(op, pairs, |slabs| {
-        // SAFETY: the machine has the unit; the rest is the caller's promise.
-        unsafe {
-            match unit {
-                Unit::Widened(level) => widened::multiply(level, rows, slabs, out),
-                #[cfg(target_arch = "x86_64")]
-                _ => vnni::multiply(rows, slabs, out),
+    unsafe fn run(self, unit: Unit, rows: &Rows, pairs: Range<usize>, out: Out<'_>) {
+        let op = self;
+        #[cfg(target_arch = "x86_64")]
+        if unit == Unit::Tiles {
+            // SAFETY: the machine has a matrix unit; tasks do not nest.
+            let _tiles = unsafe { amx::int8::tiles(rows.width) };
+            let block = amx::int8::block(rows);
+            for first in (0..rows.tiles).step_by(block) {
+                let tiles = first..rows.tiles.min(first + block);
+                let mut sums = amx::int8::Sums::new(rows, tiles.len());
+                each_pair(op, pairs.clone(), |slabs| {
+                    // Four bits are unpacked into a buffer that is in the cache.
+                    let next = slabs.last().filter(|_| op.packing.kind == Quantization::Q8);
+                    let next = next.map(|slab| slab.numbers.as_ptr_range().end);
+                    // SAFETY: as above; the rest is the caller's promise.
+                    unsafe { amx::int8::multiply(rows, tiles.clone(), slabs, next, &mut sums, out) }
+                });
             }
+            return;
         }
-    });
-}
+        #[cfg(target_arch = "x86_64")]
+        if unit == Unit::Fours && op.packing.kind == Quantization::Q4 && rows.count <= vnni::FEW {
+            let size = op.packing.group_bytes();
+            let last = op.packing.groups().min(pairs.end * SIDE_BY_SIDE);
+            for group in pairs.start * SIDE_BY_SIDE..last {
+                let slab = slab(op, group, &op.data[group * size..][..size]);
+                // SAFETY: the machine has the instructions; the rest is the caller's promise.
+                unsafe { vnni::few(rows, slab, out) };
+            }
+            return;
+        }
+        each_pair(op, pairs, |slabs| {
+            // SAFETY: the machine has the unit; the rest is the caller's promise.
+            unsafe {
+                match unit {
+                    Unit::Widened(level) => widened::multiply(level, rows, slabs, out),
+                    #[cfg(target_arch = "x86_64")]
+                    _ => vnni::multiply(rows, slabs, out),
+                }
+            }
+        });
+    }
 }
 
 /// Has some pairs of groups multiplied, at eight bits.

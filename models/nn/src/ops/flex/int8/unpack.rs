@@ -27,7 +27,9 @@ pub(super) fn unpack<'a>(data: &[u8], buffer: &'a mut Vec<Line>) -> &'a [u8] {
 #[target_feature(enable = "avx512f,avx512bw")]
 fn wide(data: &[u8], numbers: &mut [u8]) {
     use super::vnni::{Step, turned};
-    use std::arch::x86_64::{_mm512_set1_epi8, _mm512_setzero_si512, _mm512_storeu_si512, _mm512_xor_si512};
+    use std::arch::x86_64::{
+        _mm512_set1_epi8, _mm512_setzero_si512, _mm512_storeu_si512, _mm512_xor_si512,
+    };
     let sign = _mm512_set1_epi8(-128);
     let (steps, _) = data.as_chunks::<STEP_BYTES_4>();
     let (numbers, _) = numbers.as_chunks_mut::<STEP_BYTES_8>();

@@ -109,17 +109,20 @@ unsafe fn block<const M: usize, const N: usize>(
         unsafe { step(&mut low, x, weights, s) };
         x = x.wrapping_add(rows.width * STEP);
     }
+    let mut high = [[_mm512_setzero_si512(); N]; M];
+    for r in 0..M {
+        high[r] = [unsigned(rows.sum_of_seconds(first + r)); N];
+    }
+    let inside = first % rows.width * STEP;
+    for (s, numbers) in rows.seconds(first / rows.width) {
+        // SAFETY: as above.
+        unsafe { step(&mut high, numbers.add(inside), weights, s) };
+    }
     for r in 0..M {
         let row = first + r;
-        let mut high = [[unsigned(rows.sum_of_seconds(row)); N]];
-        let inside = row % rows.width * STEP;
-        for (s, numbers) in rows.seconds(row / rows.width) {
-            // SAFETY: as above.
-            unsafe { step(&mut high, numbers.add(inside), weights, s) };
-        }
         for g in 0..N {
             // SAFETY: what the caller promised.
-            unsafe { write(low[r][g], high[0][g], rows.scales[row], slabs[g], row, out) };
+            unsafe { write(low[r][g], high[r][g], rows.scales[row], slabs[g], row, out) };
         }
     }
 }
