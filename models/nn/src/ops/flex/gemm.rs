@@ -130,8 +130,7 @@ impl Rows {
     ) -> Self {
         assert_eq!(x.len() % k, 0, "whole rows");
         let count = x.len() / k;
-        // Whole lines.
-        let depth = DEPTH.min(k.div_ceil(LANES)).next_multiple_of(LANES);
+        let depth = DEPTH.min(k.div_ceil(LANES));
         let width = match count {
             ..=FEW => k.next_multiple_of(LANES),
             _ => k.div_ceil(SPAN) * LANES * depth,
@@ -222,7 +221,15 @@ impl Kernel for Pack<'_> {
                     let (span, at) = (group / DEPTH, group % DEPTH / LANES);
                     for l in 0..LANES {
                         let place = (span * LANES + l) * self.count + self.first + r;
-                        I::store(self.to.add(place * (self.depth / LANES) + at), columns[l]);
+                        let to = self.to.cast::<f32>().add(place * self.depth + at * LANES);
+                        if self.depth.is_multiple_of(LANES) {
+                            I::store(to.cast(), columns[l]);
+                        } else {
+                            let mut line = Line([0.0; LANES]);
+                            I::store(&mut line, columns[l]);
+                            let count = LANES.min(self.depth - at * LANES);
+                            to.copy_from_nonoverlapping(line.0.as_ptr(), count);
+                        }
                     }
                 }
             }

@@ -24,8 +24,10 @@ impl<E: Element> Task<'_, E> {
         let (count, k) = (self.rows.count, self.op.k);
         let most = count.div_ceil(count.div_ceil(PASS));
         let together = PAIRS.min(self.pairs.len());
-        // Lines of a pair's panels of a span.
-        let pair = LANES * self.rows.depth * GROUPS;
+        // Lines of a lane of a group, an even number since `bf16` is turned round two by two, and those
+        // of a pair's panels of a span.
+        let lines_of_lane = self.rows.depth.next_multiple_of(2);
+        let pair = LANES * lines_of_lane * GROUPS;
         let mut panels = lines(together * pair * size_of::<Line>());
         let mut sums = lines(most * together * GROUPS * size_of::<Line>());
         let panels: *mut Line = panels.as_mut_ptr().cast();
@@ -42,12 +44,13 @@ impl<E: Element> Task<'_, E> {
                         for group in 0..groups {
                             let to = panels.add(group / GROUPS * pair + group % GROUPS);
                             let stride = GROUPS.min(groups - group / GROUPS * GROUPS);
-                            self.turn::<I>(first * GROUPS + group, span, to, stride);
+                            let strides = [lines_of_lane * stride, stride];
+                            self.turn::<I>(first * GROUPS + group, span, to, strides);
                         }
                         for lane in 0..LANES {
                             for group in (0..groups).step_by(GROUPS) {
                                 let width = GROUPS.min(groups - group);
-                                let at = group / GROUPS * pair + lane * self.rows.depth * width;
+                                let at = group / GROUPS * pair + lane * lines_of_lane * width;
                                 let block = Block {
                                     panel: panels.add(at),
                                     groups: width,
@@ -69,12 +72,13 @@ impl<E: Element> Task<'_, E> {
         }
     }
 
-    /// Turns a span of a group's weights into its lines of the panels of all lanes, so many apart.
+    /// Turns a span of a group's weights into its lines of the panels: from a
+    /// lane to the next, and from an element of a lane to the next.
     ///
     /// # Safety
     /// There is room for them.
     #[inline(always)]
-    unsafe fn turn<I: Isa>(&self, group: usize, span: usize, to: *mut Line, stride: usize) {
+    unsafe fn turn<I: Isa>(&self, group: usize, span: usize, to: *mut Line, strides: [usize; 2]) {
         let (n, k) = (self.op.n, self.op.k);
         let first = group * LANES;
         let elements = SPAN.min(k - span * SPAN);
@@ -85,7 +89,7 @@ impl<E: Element> Task<'_, E> {
             rows[l] = self.op.weight[output * k + span * SPAN..][..elements].as_ptr();
         }
         // SAFETY: the caller's promise; 16 lanes of at most as many elements as a panel has.
-        unsafe { E::turn::<I>(rows, elements, to, [self.rows.depth * stride, stride]) };
+        unsafe { E::turn::<I>(rows, elements, to, strides) };
     }
 }
 
