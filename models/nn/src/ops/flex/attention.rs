@@ -401,8 +401,8 @@ fn softmax<I: Isa>(
     state: &mut State,
 ) -> f32 {
     for scores in row.iter_mut() {
-        for l in 0..LANES {
-            scores[l] *= scale;
+        for score in scores {
+            *score *= scale;
         }
     }
     // Afterwards, and whole: a mask beside each number would keep the loops from vectorising.

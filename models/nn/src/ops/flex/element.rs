@@ -1,4 +1,8 @@
 //! The types that weights and caches are stored in. Arithmetic is in `f32`; widening is exact.
+#![expect(
+    clippy::needless_range_loop,
+    reason = "a loop of known length over registers unrolls, where an iterator may stay a call"
+)]
 
 use super::{
     attention::{self, Attention, Sequence},

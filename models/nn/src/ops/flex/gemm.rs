@@ -9,6 +9,10 @@
 //! its own order. For many ([`panel`]) a lane's elements are one part of K. Weights are turned round
 //! into a panel of 16 outputs side by side, part by part, and a row's number is multiplied with all of
 //! them: less is read for a product, and nothing is summed across a register.
+#![expect(
+    clippy::needless_range_loop,
+    reason = "a loop of known length over registers unrolls, where an iterator may stay a call"
+)]
 
 mod direct;
 mod panel;

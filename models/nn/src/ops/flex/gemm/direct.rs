@@ -142,7 +142,7 @@ impl<E: Element> Task<'_, E> {
                     }
                 }
             }
-            if elements % LANES != 0 {
+            if !elements.is_multiple_of(LANES) {
                 let g = elements / LANES;
                 for o in 0..N {
                     let mut rest = [E::zeroed(); LANES];

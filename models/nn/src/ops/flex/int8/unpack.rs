@@ -1,4 +1,8 @@
 //! Weights of four bits as those of eight that they stand for.
+#![expect(
+    clippy::needless_range_loop,
+    reason = "a loop of known length over registers unrolls, where an iterator may stay a call"
+)]
 
 use super::super::{
     memory::Line,

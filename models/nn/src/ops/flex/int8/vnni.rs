@@ -2,6 +2,10 @@
 //!
 //! One of its operands has no sign. That is the weight, plus 128. What that adds to a sum, a
 //! multiple of the activations' own sum, is taken from it again.
+#![expect(
+    clippy::needless_range_loop,
+    reason = "a loop of known length over registers unrolls, where an iterator may stay a call"
+)]
 
 use super::{Rows, SIDE_BY_SIDE, Slab};
 use crate::ops::flex::layers::Out;
