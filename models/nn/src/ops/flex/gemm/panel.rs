@@ -72,8 +72,8 @@ impl<E: Element> Task<'_, E> {
         }
     }
 
-    /// Turns a span of a group's weights into its lines of the panels: from a
-    /// lane to the next, and from an element of a lane to the next.
+    /// Turns a span of a group's weights into its lines of the panels; `strides` are lines from a lane to
+    /// the next, and from an element of a lane to the next.
     ///
     /// # Safety
     /// There is room for them.
