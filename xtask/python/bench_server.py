@@ -45,7 +45,7 @@ def command(args, port, flags):
         return [bin, "serve", args.model, "--port", str(port), "--memory", "6GiB", "--served-model-name", "model", *flags], {}
     if args.engine == "vllm":
         line = [bin, "-m", "vllm.entrypoints.openai.api_server", "--model", args.model, "--port", str(port)]
-        line += ["--dtype", "bfloat16", "--max-model-len", "4096", "--max-num-seqs", "8", "--enforce-eager"]
+        line += ["--dtype", args.dtype, "--max-model-len", "4096", "--max-num-seqs", "8", "--enforce-eager"]
         line += ["--limit-mm-per-prompt", '{"image": 1}', "--served-model-name", "model"]
         cores = f"0-{os.cpu_count() - 1}"
         space = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
@@ -194,6 +194,7 @@ def main():
     parser.add_argument("--model", required=True)
     parser.add_argument("--mmproj")
     parser.add_argument("--picture", required=True)
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of vLLM")
     parser.add_argument("--output-tokens", type=int, default=64)
     parser.add_argument("--concurrency", type=int, default=8)
     args = parser.parse_args()

@@ -7,6 +7,17 @@ use std::process::Command;
 
 const PROMPT_TOKENS: &str = "32";
 const OUTPUT_TOKENS: &str = "64";
+/// `bf16` without instructions for it.
+const EMULATED: &str = "bf16 (emulated)";
+
+/// Whether rivals compute in `bf16` at its own speed on this machine.
+pub(crate) fn has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    true
+}
+
 /// Runs within one process, behind one that warms up: of several requests at once one is many, and so
 /// is one of thirteen tiles.
 fn repeat(shape: &str, concurrency: usize) -> &'static str {
@@ -81,10 +92,15 @@ pub(crate) fn all(python: &Path, args: &Args) -> Vec<Contender> {
         weights,
         bits,
     };
+    // What has no instructions for `bf16` emulates it, at a multiple of what `f32` costs.
+    let floats: &[_] = match has_bf16() {
+        true => &["bf16"],
+        false => &["f32", EMULATED],
+    };
     let mut out = vec![one(Engine::Kiln, "bf16", 16)];
     if let Some(python) = &args.transformers {
         let engine = Engine::Python("transformers", python.clone());
-        out.push(one(engine, "bf16", 16));
+        out.extend(floats.iter().map(|float| one(engine.clone(), float, 16)));
     }
     if let Some(python) = &args.openvino {
         for (weights, bits) in [("fp16", 16), ("int8", 8), ("int4", 4)] {
@@ -95,7 +111,7 @@ pub(crate) fn all(python: &Path, args: &Args) -> Vec<Contender> {
     out.push(one(Engine::Kiln, "q8", 8));
     if let Some(python) = &args.vllm {
         let engine = Engine::Python("vllm", python.clone());
-        out.push(one(engine, "bf16", 16));
+        out.extend(floats.iter().map(|float| one(engine.clone(), float, 16)));
     }
     if let Some(bin) = &args.llama_cpp {
         for (weights, bits) in [("bf16", 16), ("Q8_0", 8), ("Q4_K_M", 4)] {
@@ -157,8 +173,18 @@ impl Contender {
                     "openvino" => args.work.join(format!("openvino/{shape}-{}", self.weights)),
                     _ => checkpoint,
                 };
+                // Once is enough to know.
+                let first = args.shapes.first().is_some_and(|first| first == shape);
+                if self.weights == EMULATED && !(first && concurrency == 1) {
+                    return None;
+                }
                 let mut command = rival(python, name, &model, &picture, shape, concurrency);
-                command.args(["--dtype", "bf16"]);
+                // OpenVINO's weights have a width of their own; this is what it computes in.
+                let float = match (self.weights == EMULATED, has_bf16()) {
+                    (false, false) => "f32",
+                    _ => "bf16",
+                };
+                command.args(["--dtype", float]);
                 model.exists().then_some(command)
             }
             Engine::LlamaCpp(python, bin) => {

@@ -188,6 +188,9 @@ fn serve(
         command.arg(bin).arg("--model").arg(model);
         let tower = gguf.join(format!("mmproj-{shape}-bf16.gguf"));
         command.arg("--mmproj").arg(tower);
+        if !contender::has_bf16() {
+            command.args(["--dtype", "float32"]);
+        }
         command.arg("--picture").arg(models.join("picture.png"));
         let most = args.concurrency.iter().max().copied().unwrap_or(1);
         command.args(["--concurrency", &most.to_string()]);

@@ -1,6 +1,6 @@
 //! docs/benchmarks.md: what was run where, the figures, and Kiln's ratio to each rival.
 
-use super::contender::{Contender, Measured};
+use super::contender::{self, Contender, Measured};
 use super::{Args, Results};
 use anyhow::Result;
 use serde_json::Value;
@@ -31,11 +31,18 @@ pub(crate) fn write(
          32 tokens of text, 64 new tokens, greedy. Times are medians over {} of processes that\n\
          each warm up and run three times (of several requests at once, and of 13 tiles, once); on a shared\n\
          machine, differences under a tenth are noise. A ratio is Kiln's time over the rival's at the same\n\
-         width of weights: below 1, Kiln is faster.\n\n\
+         width of weights, floats with floats: below 1, Kiln is faster.{}\n\n\
          | | |\n|---|---|\n| date | {} |\n| machine | {} |\n| commit | {} |\n| command | `{}` |",
         match args.rounds {
             1 => "one round".to_owned(),
             rounds => format!("{rounds} rounds"),
+        },
+        match contender::has_bf16() {
+            true => "",
+            false =>
+                " This processor has\nno instructions for bf16. Kiln keeps weights in bf16 and multiplies in \
+                 f32, OpenVINO does so with fp16; transformers and\nvLLM, its server too, keep f32 where \
+                 the table says nothing else. Emulated, bf16 was run with one request.",
         },
         said("date", &["-u", "+%Y-%m-%d"]),
         machine(),
@@ -248,10 +255,15 @@ fn served<'a>(
     }
     writeln!(
         out,
-        "\nAs users start them, each with its own defaults (in bf16, at most 8 sequences for the rivals): \
+        "\nAs users start them, each with its own defaults ({}, at most 8 sequences for the rivals): \
          requests by one,\nseveral at once, the same picture again, and {} streams while {} prompts with new \
          pictures arrive one after the\nother.\n",
-        own["streams"], own["arrivals"],
+        match contender::has_bf16() {
+            true => "in bf16",
+            false => "vLLM in f32, others in bf16",
+        },
+        own["streams"],
+        own["arrivals"],
     )?;
     let names: Vec<&str> = servers.iter().map(|(name, _)| *name).collect();
     writeln!(out, "| | {} |", names.join(" | "))?;

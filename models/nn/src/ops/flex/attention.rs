@@ -417,9 +417,13 @@ fn softmax<I: Isa>(
             maxima[l] = simd::greater(scores[l], maxima[l]);
         }
     }
-    let max = simd::max(maxima);
+    let max = I::max(maxima);
     let max = simd::greater(max, state.max);
-    let rescale = math::exp::<I>(state.max - max);
+    // Of most tiles the maximum stays, and the factor of 1 need not be computed.
+    let rescale = match max == state.max {
+        true => 1.0,
+        false => math::exp::<I>(state.max - max),
+    };
     let mut sums = [0.0; LANES];
     for scores in row {
         for l in 0..LANES {
@@ -427,7 +431,7 @@ fn softmax<I: Isa>(
             sums[l] += scores[l];
         }
     }
-    state.sum = I::mul_add(state.sum, rescale, simd::sum(sums));
+    state.sum = I::mul_add(state.sum, rescale, I::sum(sums));
     state.max = max;
     rescale
 }

@@ -7,7 +7,7 @@
 use super::{
     attention::{self, Attention, Sequence},
     narrow,
-    simd::{Isa, LANES, Lanes, Line},
+    simd::{Isa, LANES, Lanes},
 };
 use burn::tensor::Element as BurnElement;
 use bytemuck::Pod;
@@ -51,7 +51,7 @@ pub(super) trait Element: BurnElement + Pod {
         // SAFETY: the caller's promise; numbers are aligned as such.
         unsafe {
             let lanes = Self::widen_lanes::<I>(&*from.cast());
-            I::load_unaligned(lanes.as_ptr())
+            I::load(lanes.as_ptr())
         }
     }
 
@@ -65,7 +65,7 @@ pub(super) trait Element: BurnElement + Pod {
     unsafe fn turn<I: Isa>(
         rows: [*const Self; LANES],
         elements: usize,
-        to: *mut Line,
+        to: *mut f32,
         [lane, step]: [usize; 2],
     ) {
         for at in (0..elements).step_by(LANES) {
@@ -75,11 +75,12 @@ pub(super) trait Element: BurnElement + Pod {
                 for r in 0..LANES {
                     let row = rows[r].add(at);
                     let row = std::slice::from_raw_parts(row, LANES.min(elements - at));
-                    square[r] = I::load_unaligned(Self::lanes::<I>(row, 0).as_ptr());
+                    square[r] = I::load(Self::lanes::<I>(row, 0).as_ptr());
                 }
                 let columns = I::transpose(square);
                 for i in 0..LANES {
-                    I::store(to.add(i * lane + at / LANES * step), columns[i]);
+                    let line = i * lane + at / LANES * step;
+                    I::store(to.add(line * LANES), columns[i]);
                 }
             }
         }
@@ -117,7 +118,7 @@ impl Element for bf16 {
     unsafe fn turn<I: Isa>(
         rows: [*const Self; LANES],
         elements: usize,
-        to: *mut Line,
+        to: *mut f32,
         strides: [usize; 2],
     ) {
         const PAIRS: usize = 2 * LANES;
@@ -127,9 +128,9 @@ impl Element for bf16 {
             for at in (0..whole).step_by(PAIRS) {
                 let mut square = [I::splat(&0.0); LANES];
                 for r in 0..LANES {
-                    square[r] = I::load_unaligned(rows[r].add(at).cast());
+                    square[r] = I::load(rows[r].add(at).cast());
                 }
-                store_pairs::<I>(square, to.add(at / LANES * strides[1]), strides);
+                store_pairs::<I>(square, to.add(at * strides[1]), strides);
             }
             if whole < elements {
                 let mut rest = [[Self::ZERO; PAIRS]; LANES];
@@ -137,9 +138,9 @@ impl Element for bf16 {
                 for r in 0..LANES {
                     let row = rows[r].add(whole);
                     row.copy_to_nonoverlapping(rest[r].as_mut_ptr(), elements - whole);
-                    square[r] = I::load_unaligned(rest[r].as_ptr().cast());
+                    square[r] = I::load(rest[r].as_ptr().cast());
                 }
-                store_pairs::<I>(square, to.add(whole / LANES * strides[1]), strides);
+                store_pairs::<I>(square, to.add(whole * strides[1]), strides);
             }
         }
     }
@@ -177,16 +178,16 @@ impl Element for f16 {
 /// # Safety
 /// Room for 32 lines, and a machine that has the instruction set.
 #[inline(always)]
-unsafe fn store_pairs<I: Isa>(rows: [I::Vector; LANES], to: *mut Line, [lane, step]: [usize; 2]) {
+unsafe fn store_pairs<I: Isa>(rows: [I::Vector; LANES], to: *mut f32, [lane, step]: [usize; 2]) {
     // SAFETY: the caller's promise.
     unsafe {
         let columns = I::transpose(rows);
         for i in 0..LANES {
             // The second of two lies above the first.
             let [first, second] = I::widen_pairs(columns[i]);
-            let to = to.add(2 * i % LANES * lane + 2 * i / LANES * step);
-            I::store(to, first);
-            I::store(to.add(lane), second);
+            let line = 2 * i % LANES * lane + 2 * i / LANES * step;
+            I::store(to.add(line * LANES), first);
+            I::store(to.add((line + lane) * LANES), second);
         }
     }
 }

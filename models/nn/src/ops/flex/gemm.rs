@@ -174,12 +174,10 @@ impl Rows {
     }
 
     /// Group `at` of a row, of few.
-    fn group(&self, row: usize, at: usize) -> *const Line {
+    fn group(&self, row: usize, at: usize) -> *const f32 {
         let groups = self.k.div_ceil(LANES);
-        self.numbers
-            .as_ptr()
-            .cast::<Line>()
-            .wrapping_add(row * groups + at)
+        let at = (row * groups + at) * LANES;
+        self.numbers.as_ptr().cast::<f32>().wrapping_add(at)
     }
 }
 
@@ -192,7 +190,7 @@ struct Pack<'a> {
     first: usize,
     count: usize,
     depth: usize,
-    to: *mut Line,
+    to: *mut f32,
 }
 
 impl Kernel for Pack<'_> {
@@ -212,25 +210,25 @@ impl Kernel for Pack<'_> {
             // SAFETY: this row's place, which no other task has; the buffer has whole squares.
             unsafe {
                 if self.count <= FEW {
-                    let to = self.to.add((self.first + r) * groups).cast::<f32>();
+                    let to = self.to.add((self.first + r) * groups * LANES);
                     to.copy_from_nonoverlapping(row.as_ptr(), groups * LANES);
                     continue;
                 }
                 for group in (0..groups).step_by(LANES) {
                     let mut square = [I::splat(&0.0); LANES];
                     for i in 0..LANES {
-                        square[i] = I::load_unaligned(row.as_ptr().add((group + i) * LANES));
+                        square[i] = I::load(row.as_ptr().add((group + i) * LANES));
                     }
                     let columns = I::transpose(square);
                     let (span, at) = (group / DEPTH, group % DEPTH / LANES);
                     for l in 0..LANES {
                         let place = (span * LANES + l) * self.count + self.first + r;
-                        let to = self.to.cast::<f32>().add(place * self.depth + at * LANES);
+                        let to = self.to.add(place * self.depth + at * LANES);
                         if self.depth.is_multiple_of(LANES) {
-                            I::store(to.cast(), columns[l]);
+                            I::store(to, columns[l]);
                         } else {
                             let mut line = Line([0.0; LANES]);
-                            I::store(&mut line, columns[l]);
+                            I::store(line.0.as_mut_ptr(), columns[l]);
                             let count = LANES.min(self.depth - at * LANES);
                             to.copy_from_nonoverlapping(line.0.as_ptr(), count);
                         }
@@ -305,12 +303,12 @@ impl<E: Element> Task<'_, E> {
     /// # Safety
     /// They are there, and so is the room.
     #[inline(always)]
-    unsafe fn write(&self, output: usize, rows: Range<usize>, groups: usize, sums: *const Line) {
+    unsafe fn write(&self, output: usize, rows: Range<usize>, groups: usize, sums: *const f32) {
         let outputs = (groups * LANES).min(self.op.n - output);
         for (r, row) in rows.enumerate() {
             // SAFETY: the caller's promise.
             unsafe {
-                let sums = sums.add(r * groups).cast::<f32>();
+                let sums = sums.add(r * groups * LANES);
                 let out = self.out.at(row, output);
                 out.copy_from_nonoverlapping(sums, outputs);
                 if let Some(bias) = self.out.bias {

@@ -77,7 +77,7 @@ impl Kernel for Layer<'_> {
     fn run<I: Isa>(self) {
         let n = self.weight.len();
         for row in self.x.chunks_exact_mut(n) {
-            let mean = total(row) / n as f32;
+            let mean = total::<I>(row) / n as f32;
             for x in row.iter_mut() {
                 *x -= mean;
             }
@@ -91,7 +91,7 @@ impl Kernel for Layer<'_> {
 
 /// The sum of a row.
 #[inline(always)]
-fn total(row: &[f32]) -> f32 {
+fn total<I: Isa>(row: &[f32]) -> f32 {
     let (groups, rest) = row.as_chunks::<LANES>();
     let mut lanes: Lanes = simd::padded(rest);
     for group in groups {
@@ -99,7 +99,7 @@ fn total(row: &[f32]) -> f32 {
             lanes[l] += group[l];
         }
     }
-    simd::sum(lanes)
+    I::sum(lanes)
 }
 
 /// The sum of a row's squares.
@@ -112,5 +112,5 @@ fn squares<I: Isa>(row: &[f32]) -> f32 {
     for group in groups {
         simd::fma::<I>(&mut lanes, group, group);
     }
-    simd::sum(lanes)
+    I::sum(lanes)
 }

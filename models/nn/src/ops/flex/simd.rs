@@ -4,16 +4,18 @@
 use half::f16;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
-    __m256, __m512, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm256_add_ps, _mm256_and_si256,
-    _mm256_broadcast_ss, _mm256_castpd_ps, _mm256_castps_pd, _mm256_castps_si256,
-    _mm256_castsi256_ps, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_load_ps, _mm256_loadu_ps,
-    _mm256_loadu_si256, _mm256_permute2f128_ps, _mm256_set1_epi32, _mm256_slli_epi32,
-    _mm256_store_ps, _mm256_storeu_ps, _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_pd,
-    _mm256_unpacklo_ps, _mm512_add_ps, _mm512_and_si512, _mm512_castpd_ps, _mm512_castps_pd,
-    _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_load_ps,
-    _mm512_loadu_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_shuffle_f32x4, _mm512_slli_epi32,
-    _mm512_store_ps, _mm512_storeu_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd,
-    _mm512_unpacklo_ps,
+    __m128, __m256, __m512, _MM_HINT_T0, _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32,
+    _mm_loadu_si128, _mm_max_ps, _mm_max_ss, _mm_movehdup_ps, _mm_movehl_ps, _mm_prefetch,
+    _mm256_add_ps, _mm256_and_si256, _mm256_broadcast_ss, _mm256_castpd_ps, _mm256_castps_pd,
+    _mm256_castps_si256, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cvtph_ps,
+    _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_max_ps,
+    _mm256_permute2f128_ps, _mm256_set1_epi32, _mm256_slli_epi32, _mm256_storeu_ps,
+    _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_pd, _mm256_unpacklo_ps, _mm512_add_ps,
+    _mm512_and_si512, _mm512_castpd_ps, _mm512_castps_pd, _mm512_castps_si512,
+    _mm512_castps512_ps256, _mm512_castsi512_ps, _mm512_cvtph_ps, _mm512_extractf32x8_ps,
+    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_shuffle_f32x4,
+    _mm512_slli_epi32, _mm512_storeu_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps,
+    _mm512_unpacklo_pd, _mm512_unpacklo_ps,
 };
 use std::sync::OnceLock;
 
@@ -34,20 +36,22 @@ pub(in crate::ops) trait Isa {
     /// Whether registers hold 24 sums of 16 lanes beside their operands.
     const WIDE: bool;
 
-    /// Rows of a block of products, by two groups of 16 outputs where registers are wide and by one
+    /// Rows of a block of products, by four groups of 16 outputs where registers are wide and by one
     /// where they are not: its sums are in registers.
     const ROWS: usize;
 
     /// 16 lanes, in registers.
     type Vector: Copy;
 
+    /// 16 numbers, anywhere; on the start of a line it costs least.
+    ///
     /// # Safety
-    /// A line, and a machine that has this set.
-    unsafe fn load(from: *const Line) -> Self::Vector;
+    /// They are there, and the machine has this set.
+    unsafe fn load(from: *const f32) -> Self::Vector;
 
     /// # Safety
     /// As [`load`](Self::load).
-    unsafe fn store(to: *mut Line, lanes: Self::Vector);
+    unsafe fn store(to: *mut f32, lanes: Self::Vector);
 
     /// The same number in all lanes.
     ///
@@ -65,19 +69,24 @@ pub(in crate::ops) trait Isa {
     /// As [`fma`](Self::fma).
     unsafe fn add(a: Self::Vector, b: Self::Vector) -> Self::Vector;
 
-    /// 16 numbers, anywhere.
-    ///
-    /// # Safety
-    /// They are there, and the machine has this set.
-    unsafe fn load_unaligned(from: *const f32) -> Self::Vector;
-
     /// Asks for what is there, or is not, to come into the second-level cache.
     #[inline(always)]
-    fn fetch(at: *const u8) {
+    fn fetch<T>(at: *const T) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: does nothing else, wherever it points.
         unsafe {
             _mm_prefetch::<_MM_HINT_T1>(at.cast());
+        }
+        let _ = at;
+    }
+
+    /// [`fetch`](Self::fetch) into the first-level cache.
+    #[inline(always)]
+    fn fetch_near<T>(at: *const T) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: does nothing else, wherever it points.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(at.cast());
         }
         let _ = at;
     }
@@ -97,6 +106,18 @@ pub(in crate::ops) trait Isa {
 
     /// `a * b + c`, rounded once where the machine has the instruction.
     fn mul_add(a: f32, b: f32, c: f32) -> f32;
+
+    /// [`sum`] of the lanes.
+    #[inline(always)]
+    fn sum(a: Lanes) -> f32 {
+        sum(a)
+    }
+
+    /// [`max`] of the lanes.
+    #[inline(always)]
+    fn max(a: Lanes) -> f32 {
+        max(a)
+    }
 
     /// The values of 16 numbers.
     #[inline(always)]
@@ -123,20 +144,20 @@ struct Baseline;
 #[cfg(target_arch = "x86_64")]
 impl Isa for Avx512 {
     const WIDE: bool = true;
-    const ROWS: usize = 12;
+    const ROWS: usize = 6;
 
     type Vector = __m512;
 
     #[inline(always)]
-    unsafe fn load(from: *const Line) -> __m512 {
-        // SAFETY: the caller's promise; lines are aligned.
-        unsafe { _mm512_load_ps(from.cast()) }
+    unsafe fn load(from: *const f32) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_loadu_ps(from) }
     }
 
     #[inline(always)]
-    unsafe fn store(to: *mut Line, lanes: __m512) {
+    unsafe fn store(to: *mut f32, lanes: __m512) {
         // SAFETY: as above.
-        unsafe { _mm512_store_ps(to.cast(), lanes) }
+        unsafe { _mm512_storeu_ps(to, lanes) }
     }
 
     #[inline(always)]
@@ -155,12 +176,6 @@ impl Isa for Avx512 {
     unsafe fn add(a: __m512, b: __m512) -> __m512 {
         // SAFETY: the caller's promise.
         unsafe { _mm512_add_ps(a, b) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_unaligned(from: *const f32) -> __m512 {
-        // SAFETY: the caller's promise.
-        unsafe { _mm512_loadu_ps(from) }
     }
 
     #[inline(always)]
@@ -221,6 +236,31 @@ impl Isa for Avx512 {
         a.mul_add(b, c)
     }
 
+    // The compiler would move lanes one by one.
+    #[inline(always)]
+    fn sum(a: Lanes) -> f32 {
+        // SAFETY: a kernel has this type only inside of `avx512`, where the features are there.
+        unsafe {
+            let [low, high] = halves(_mm512_loadu_ps(a.as_ptr()));
+            let [low, high] = quarters(_mm256_add_ps(low, high));
+            let four = _mm_add_ps(low, high);
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+
+    #[inline(always)]
+    fn max(a: Lanes) -> f32 {
+        // SAFETY: as above.
+        unsafe {
+            let [low, high] = halves(_mm512_loadu_ps(a.as_ptr()));
+            let [low, high] = quarters(_mm256_max_ps(low, high));
+            let four = _mm_max_ps(low, high);
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+
     #[inline(always)]
     fn widen_f16(stored: &[f16; LANES]) -> Lanes {
         let mut lanes = [0.0; LANES];
@@ -242,19 +282,17 @@ impl Isa for Avx2 {
     type Vector = [__m256; 2];
 
     #[inline(always)]
-    unsafe fn load(from: *const Line) -> [__m256; 2] {
-        let from: *const f32 = from.cast();
-        // SAFETY: the caller's promise; lines are aligned.
-        unsafe { [_mm256_load_ps(from), _mm256_load_ps(from.add(8))] }
+    unsafe fn load(from: *const f32) -> [__m256; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
     }
 
     #[inline(always)]
-    unsafe fn store(to: *mut Line, [low, high]: [__m256; 2]) {
-        let to: *mut f32 = to.cast();
+    unsafe fn store(to: *mut f32, [low, high]: [__m256; 2]) {
         // SAFETY: as above.
         unsafe {
-            _mm256_store_ps(to, low);
-            _mm256_store_ps(to.add(8), high);
+            _mm256_storeu_ps(to, low);
+            _mm256_storeu_ps(to.add(8), high);
         }
     }
 
@@ -279,12 +317,6 @@ impl Isa for Avx2 {
     unsafe fn add(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
         // SAFETY: the caller's promise.
         unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
-    }
-
-    #[inline(always)]
-    unsafe fn load_unaligned(from: *const f32) -> [__m256; 2] {
-        // SAFETY: the caller's promise.
-        unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
     }
 
     #[inline(always)]
@@ -351,15 +383,15 @@ impl Isa for Baseline {
     type Vector = Lanes;
 
     #[inline(always)]
-    unsafe fn load(from: *const Line) -> Lanes {
+    unsafe fn load(from: *const f32) -> Lanes {
         // SAFETY: the caller's promise.
-        unsafe { (*from).0 }
+        unsafe { from.cast::<Lanes>().read_unaligned() }
     }
 
     #[inline(always)]
-    unsafe fn store(to: *mut Line, lanes: Lanes) {
+    unsafe fn store(to: *mut f32, lanes: Lanes) {
         // SAFETY: as above.
-        unsafe { to.write(Line(lanes)) }
+        unsafe { to.cast::<Lanes>().write_unaligned(lanes) }
     }
 
     #[inline(always)]
@@ -380,12 +412,6 @@ impl Isa for Baseline {
             a[l] += b[l];
         }
         a
-    }
-
-    #[inline(always)]
-    unsafe fn load_unaligned(from: *const f32) -> Lanes {
-        // SAFETY: the caller's promise.
-        unsafe { from.cast::<Lanes>().read_unaligned() }
     }
 
     #[inline(always)]
@@ -412,6 +438,28 @@ impl Isa for Baseline {
             a * b + c
         }
     }
+}
+
+/// The lower and the higher eight lanes.
+///
+/// # Safety
+/// The machine has AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn halves(a: __m512) -> [__m256; 2] {
+    // SAFETY: the caller's promise.
+    unsafe { [_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a)] }
+}
+
+/// The lower and the higher four lanes.
+///
+/// # Safety
+/// The machine has AVX.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn quarters(a: __m256) -> [__m128; 2] {
+    // SAFETY: the caller's promise.
+    unsafe { [_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a)] }
 }
 
 /// Turns eight rows of eight into the columns.
@@ -525,6 +573,18 @@ fn avx2(kernel: impl Kernel) {
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 fn avx512(kernel: impl Kernel) {
     kernel.run::<Avx512>();
+}
+
+/// Splits rows into as few blocks as there can be, of about the same height: the first row and the
+/// height of each.
+#[inline(always)]
+pub(super) fn blocks(count: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
+    let blocks = count.div_ceil(most);
+    let (low, higher) = (count / blocks.max(1), count % blocks.max(1));
+    (0..blocks).map(move |block| {
+        let height = low + usize::from(block < higher);
+        (block * low + block.min(higher), height)
+    })
 }
 
 /// `acc + a * b`, lane by lane.

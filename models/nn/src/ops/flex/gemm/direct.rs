@@ -5,7 +5,7 @@ use super::{
         element::Element,
         layers::PAIR,
         memory::lines,
-        simd::{Isa, LANES, Line},
+        simd::{Isa, LANES, Line, blocks},
     },
     DEPTH, SPAN, Task,
 };
@@ -20,17 +20,13 @@ impl<E: Element> Task<'_, E> {
         let spans = self.op.k.div_ceil(SPAN);
         // Of each span, the rows, and of each row the lanes of 16 outputs.
         let mut lanes = vec![Line([0.0; LANES]); spans * count * LANES];
-        let lanes = lanes.as_mut_ptr();
+        let lanes: *mut f32 = lanes.as_mut_ptr().cast();
         let mut sums = lines(count * size_of::<Line>());
-        let sums: *mut Line = sums.as_mut_ptr().cast();
-        let blocks = count.div_ceil(ROWS);
-        let (low, higher) = (count / blocks, count % blocks);
+        let sums: *mut f32 = sums.as_mut_ptr().cast();
         for output in (self.pairs.start * PAIR..n.min(self.pairs.end * PAIR)).step_by(LANES) {
             // SAFETY: room for the lanes of these outputs, and for the sums of a group.
             unsafe {
-                let mut first = 0;
-                for block in 0..blocks {
-                    let height = low + usize::from(block < higher);
+                for (first, height) in blocks(count, ROWS) {
                     let rows = (first, count);
                     match height {
                         1 => self.outputs::<I, 1>(output, rows, lanes),
@@ -40,15 +36,14 @@ impl<E: Element> Task<'_, E> {
                         5 => self.outputs::<I, 5>(output, rows, lanes),
                         _ => self.outputs::<I, ROWS>(output, rows, lanes),
                     }
-                    first += height;
                 }
                 for row in 0..count {
                     let mut sum = I::splat(&0.0);
                     for span in 0..spans {
-                        let from = lanes.add((span * count + row) * LANES);
+                        let from = lanes.add((span * count + row) * LANES * LANES);
                         let mut square = [sum; LANES];
                         for o in 0..LANES {
-                            square[o] = I::load(from.add(o));
+                            square[o] = I::load(from.add(o * LANES));
                         }
                         let columns = I::transpose(square);
                         for l in 0..LANES {
@@ -58,7 +53,7 @@ impl<E: Element> Task<'_, E> {
                             };
                         }
                     }
-                    I::store(sums.add(row), sum);
+                    I::store(sums.add(row * LANES), sum);
                 }
                 self.write(output, 0..count, 1, sums);
             }
@@ -74,7 +69,7 @@ impl<E: Element> Task<'_, E> {
         &self,
         output: usize,
         (first, count): (usize, usize),
-        lanes: *mut Line,
+        lanes: *mut f32,
     ) {
         let spans = self.op.k.div_ceil(SPAN);
         // As many as registers hold the sums of.
@@ -87,7 +82,7 @@ impl<E: Element> Task<'_, E> {
             for span in 0..spans {
                 // SAFETY: the caller's promise; 16 is a multiple of each of these.
                 unsafe {
-                    let to = lanes.add((span * count + first) * LANES + at);
+                    let to = lanes.add(((span * count + first) * LANES + at) * LANES);
                     match side {
                         4 => self.span::<I, M, 4>(output + at, first, span, to),
                         2 => self.span::<I, M, 2>(output + at, first, span, to),
@@ -108,7 +103,7 @@ impl<E: Element> Task<'_, E> {
         output: usize,
         first: usize,
         span: usize,
-        to: *mut Line,
+        to: *mut f32,
     ) {
         let (n, k) = (self.op.n, self.op.k);
         let start = span * SPAN;
@@ -133,10 +128,10 @@ impl<E: Element> Task<'_, E> {
                     let at = weights[o].add(g * LANES);
                     w[o] = E::load::<I>(at);
                     // The next outputs lie behind these.
-                    I::fetch(at.wrapping_add(N * k).cast());
+                    I::fetch(at.wrapping_add(N * k));
                 }
                 for r in 0..M {
-                    let x = I::load(x[r].add(g));
+                    let x = I::load(x[r].add(g * LANES));
                     for o in 0..N {
                         sums[r][o] = I::fma(x, w[o], sums[r][o]);
                     }
@@ -150,13 +145,13 @@ impl<E: Element> Task<'_, E> {
                     from.copy_to_nonoverlapping(rest.as_mut_ptr(), elements % LANES);
                     let w = E::load::<I>(rest.as_ptr());
                     for r in 0..M {
-                        sums[r][o] = I::fma(I::load(x[r].add(g)), w, sums[r][o]);
+                        sums[r][o] = I::fma(I::load(x[r].add(g * LANES)), w, sums[r][o]);
                     }
                 }
             }
             for r in 0..M {
                 for o in 0..N {
-                    I::store(to.add(r * LANES + o), sums[r][o]);
+                    I::store(to.add((r * LANES + o) * LANES), sums[r][o]);
                 }
             }
         }

@@ -5,82 +5,88 @@ use super::{
         element::Element,
         layers::PAIR,
         memory::lines,
-        simd::{Isa, LANES, Line},
+        simd::{Isa, LANES, Line, blocks},
     },
     DEPTH, SPAN, Task,
 };
 
-/// Groups of 16 outputs of a panel.
-const GROUPS: usize = PAIR / LANES;
+/// Pairs of groups of 16 outputs of a panel, and its groups.
+const PAIRS: usize = 2;
+const GROUPS: usize = PAIRS * PAIR / LANES;
 /// Rows of one pass: their sums and a part of theirs stay in the second-level cache.
-const PASS: usize = 320;
-/// Pairs of groups that are turned round together: a part of the rows is in the cache for all but
-/// the first.
-const PAIRS: usize = 4;
+const PASS: usize = 640;
+/// Elements between which more is asked for.
+const STEP: usize = 4;
 
 impl<E: Element> Task<'_, E> {
     #[inline(always)]
     pub(super) fn panels<I: Isa>(&self) {
-        let (count, k) = (self.rows.count, self.op.k);
+        let (count, n, spans) = (self.rows.count, self.op.n, self.op.k.div_ceil(SPAN));
         let most = count.div_ceil(count.div_ceil(PASS));
-        let together = PAIRS.min(self.pairs.len());
-        // Lines of a lane of a group, an even number since `bf16` is turned round two by two, and those
-        // of a pair's panels of a span.
-        let lines_of_lane = self.rows.depth.next_multiple_of(2);
-        let pair = LANES * lines_of_lane * GROUPS;
-        let mut panels = lines(together * pair * size_of::<Line>());
-        let mut sums = lines(most * together * GROUPS * size_of::<Line>());
-        let panels: *mut Line = panels.as_mut_ptr().cast();
-        let sums: *mut Line = sums.as_mut_ptr().cast();
+        // Of a lane, an even number, since `bf16` is turned round two by two.
+        let lines_of_lane = self.rows.depth.next_multiple_of(2) * GROUPS;
+        let mut panels = lines(LANES * lines_of_lane * size_of::<Line>());
+        let mut sums = lines(most * GROUPS * size_of::<Line>());
+        let panels: *mut f32 = panels.as_mut_ptr().cast();
+        let sums: *mut f32 = sums.as_mut_ptr().cast();
         for first in self.pairs.clone().step_by(PAIRS) {
-            let pairs = self.pairs.end.min(first + PAIRS) - first;
-            let groups = (pairs * GROUPS).min(self.op.n.div_ceil(LANES) - first * GROUPS);
+            let outputs = first * PAIR..n.min(self.pairs.end.min(first + PAIRS) * PAIR);
+            let groups = outputs.len().div_ceil(LANES);
+            let whole = outputs.len().is_multiple_of(LANES);
             for row in (0..count).step_by(most) {
                 let rows = row..count.min(row + most);
-                for span in 0..k.div_ceil(SPAN) {
-                    let depth = DEPTH.min((k - span * SPAN).div_ceil(LANES));
-                    // SAFETY: room for the panels, and for the sums of these rows and groups.
+                for span in 0..spans {
+                    // SAFETY: room for the panels, and for the sums of these rows and groups; nothing
+                    // else has the outputs.
                     unsafe {
                         for group in 0..groups {
-                            let to = panels.add(group / GROUPS * pair + group % GROUPS);
-                            let stride = GROUPS.min(groups - group / GROUPS * GROUPS);
-                            let strides = [lines_of_lane * stride, stride];
-                            self.turn::<I>(first * GROUPS + group, span, to, strides);
+                            let strides = [lines_of_lane, groups];
+                            self.turn::<I>(
+                                outputs.start + group * LANES,
+                                span,
+                                panels.add(group * LANES),
+                                strides,
+                            );
                         }
                         for lane in 0..LANES {
-                            for group in (0..groups).step_by(GROUPS) {
-                                let width = GROUPS.min(groups - group);
-                                let at = group / GROUPS * pair + lane * lines_of_lane * width;
-                                let block = Block {
-                                    panel: panels.add(at),
-                                    groups: width,
-                                    depth,
-                                    row: self.rows.depth,
-                                    sums: sums.add(group),
-                                    stride: groups,
-                                    add: span + lane > 0,
-                                };
-                                let x = self.rows.part(span, lane, rows.start);
-                                block.rows::<I>(x, rows.len());
-                            }
+                            let kept = (sums, groups * LANES);
+                            let to = match (span + 1 == spans, lane + 1 == LANES) {
+                                (true, true) if whole => {
+                                    (self.out.at(rows.start, outputs.start), self.out.n)
+                                }
+                                _ => kept,
+                            };
+                            let bias = self.out.bias.filter(|_| to != kept);
+                            let block = Block {
+                                panel: panels.add(lane * lines_of_lane * LANES),
+                                groups,
+                                depth: DEPTH.min((self.op.k - span * SPAN).div_ceil(LANES)),
+                                row: self.rows.depth,
+                                from: (span + lane > 0).then_some(kept),
+                                to,
+                                bias: bias.map(|bias| bias[outputs.clone()].as_ptr()),
+                            };
+                            let x = self.rows.part(span, lane, rows.start);
+                            block.rows::<I>(x, rows.len());
                         }
                     }
                 }
-                // SAFETY: the sums are written; nothing else has these places.
-                unsafe { self.write(first * PAIR, rows, groups, sums) };
+                if !whole {
+                    // SAFETY: the sums are written; nothing else has these places.
+                    unsafe { self.write(outputs.start, rows, groups, sums) };
+                }
             }
         }
     }
 
-    /// Turns a span of a group's weights into its lines of the panels; `strides` are lines from a lane to
-    /// the next, and from an element of a lane to the next.
+    /// Turns a span of 16 outputs' weights into their lines of the panels; `strides` are lines from a
+    /// lane to the next, and from an element of a lane to the next.
     ///
     /// # Safety
     /// There is room for them.
     #[inline(always)]
-    unsafe fn turn<I: Isa>(&self, group: usize, span: usize, to: *mut Line, strides: [usize; 2]) {
+    unsafe fn turn<I: Isa>(&self, first: usize, span: usize, to: *mut f32, strides: [usize; 2]) {
         let (n, k) = (self.op.n, self.op.k);
-        let first = group * LANES;
         let elements = SPAN.min(k - span * SPAN);
         let mut rows = [std::ptr::null(); LANES];
         for l in 0..LANES {
@@ -96,17 +102,17 @@ impl<E: Element> Task<'_, E> {
 /// A panel, and where the sums of some rows by it go.
 #[derive(Clone, Copy)]
 struct Block {
-    /// `[depth, groups]`
-    panel: *mut Line,
+    /// `[depth, groups]` of 16.
+    panel: *const f32,
     groups: usize,
     depth: usize,
     /// Elements from a row to the next.
     row: usize,
-    /// `[rows, stride]`
-    sums: *mut Line,
-    stride: usize,
-    /// Whether they are added to what is there.
-    add: bool,
+    /// The sums so far, and how many elements are from a row to the next.
+    from: Option<(*mut f32, usize)>,
+    /// Where they go, with a bias if they are results.
+    to: (*mut f32, usize),
+    bias: Option<*const f32>,
 }
 
 impl Block {
@@ -116,40 +122,25 @@ impl Block {
     /// A lane of each of so many rows, a panel, and room for the sums.
     #[inline(always)]
     unsafe fn rows<I: Isa>(self, x: *const f32, count: usize) {
-        let blocks = count.div_ceil(I::ROWS);
-        let (low, higher) = (count / blocks, count % blocks);
-        let mut row = 0;
-        for block in 0..blocks {
-            let height = low + usize::from(block < higher);
-            let to = Self {
-                sums: self.sums.wrapping_add(row * self.stride),
+        let below = |(at, stride): (*mut f32, usize), row| (at.wrapping_add(row * stride), stride);
+        for (row, height) in blocks(count, I::ROWS) {
+            let block = Self {
+                from: self.from.map(|from| below(from, row)),
+                to: below(self.to, row),
                 ..self
             };
             let x = x.wrapping_add(row * self.row);
             // SAFETY: the caller's promise.
-            unsafe { to.block::<I>(x, height) };
-            row += height;
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn block<I: Isa>(self, x: *const f32, height: usize) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            match height {
-                1 => self.groups::<I, 1>(x),
-                2 => self.groups::<I, 2>(x),
-                3 if I::ROWS > 2 => self.groups::<I, 3>(x),
-                4 if I::ROWS > 2 => self.groups::<I, 4>(x),
-                5 if I::ROWS > 2 => self.groups::<I, 5>(x),
-                6 if I::ROWS > 2 => self.groups::<I, 6>(x),
-                7 if I::ROWS > 6 => self.groups::<I, 7>(x),
-                8 if I::ROWS > 6 => self.groups::<I, 8>(x),
-                9 if I::ROWS > 6 => self.groups::<I, 9>(x),
-                10 if I::ROWS > 6 => self.groups::<I, 10>(x),
-                11 if I::ROWS > 6 => self.groups::<I, 11>(x),
-                12 if I::ROWS > 6 => self.groups::<I, 12>(x),
-                _ => unreachable!("a block has at most as many rows as registers hold"),
+            unsafe {
+                match height {
+                    1 => block.groups::<I, 1>(x),
+                    2 => block.groups::<I, 2>(x),
+                    3 if I::ROWS > 2 => block.groups::<I, 3>(x),
+                    4 if I::ROWS > 2 => block.groups::<I, 4>(x),
+                    5 if I::ROWS > 2 => block.groups::<I, 5>(x),
+                    6 if I::ROWS > 2 => block.groups::<I, 6>(x),
+                    _ => unreachable!("a block has at most as many rows as registers hold"),
+                }
             }
         }
     }
@@ -164,10 +155,13 @@ impl Block {
                     _ => self.multiply::<I, M, GROUPS, 0>(x),
                 };
             }
+            let right = |(at, stride): (*mut f32, usize), g| (at.wrapping_add(g * LANES), stride);
             for g in 0..self.groups {
                 let one = Self {
-                    panel: self.panel.add(g),
-                    sums: self.sums.add(g),
+                    panel: self.panel.add(g * LANES),
+                    from: self.from.map(|from| right(from, g)),
+                    to: right(self.to, g),
+                    bias: self.bias.map(|bias| bias.add(g * LANES)),
                     ..self
                 };
                 one.multiply::<I, M, 1, 0>(x);
@@ -177,40 +171,82 @@ impl Block {
 
     /// `M` rows by `N` groups. `ROW` is 0 or as many elements as are from a row to the next: known
     /// beforehand, they are part of the instructions.
+    ///
+    /// Rows and sums come from the second-level cache, and a product takes half a cycle: the rows
+    /// behind these and the sums are asked for on the way.
     #[inline(always)]
     unsafe fn multiply<I: Isa, const M: usize, const N: usize, const ROW: usize>(
         self,
         x: *const f32,
     ) {
         let row = if ROW == 0 { self.row } else { ROW };
-        // SAFETY: the caller's promise.
+        let next = x.wrapping_add(M * row);
+        let (kept, kept_stride) = self.from.unwrap_or(self.to);
+        let (to, stride) = self.to;
+        // SAFETY: the caller's promise; what is asked for need not be there.
         unsafe {
-            let mut line = self.panel.cast_const();
-            let mut x = x;
-            let zero = I::splat(&0.0);
-            let mut sums = [[zero; N]; M];
-            for _ in 0..self.depth {
-                let mut w = [zero; N];
-                for g in 0..N {
-                    w[g] = I::load(line.add(g));
+            let mut sums = [[I::splat(&0.0); N]; M];
+            for step in 0..self.depth / STEP {
+                for line in 0..(M * STEP).div_ceil(LANES) {
+                    I::fetch_near(next.wrapping_add(step * M * STEP + line * LANES));
                 }
-                for r in 0..M {
-                    let x = I::splat(x.add(r * row));
+                if step < M {
                     for g in 0..N {
-                        sums[r][g] = I::fma(x, w[g], sums[r][g]);
+                        I::fetch_near(kept.wrapping_add(step * kept_stride + g * LANES));
                     }
                 }
-                line = line.add(self.groups);
-                x = x.add(1);
+                for at in step * STEP..(step + 1) * STEP {
+                    self.element::<I, M, N>(&mut sums, x, row, at);
+                }
+            }
+            for at in self.depth / STEP * STEP..self.depth {
+                self.element::<I, M, N>(&mut sums, x, row, at);
+            }
+            // Loops without a choice inside: else the sums would go to memory at each product.
+            if self.from.is_some() {
+                for r in 0..M {
+                    for g in 0..N {
+                        let kept = I::load(kept.add(r * kept_stride + g * LANES));
+                        sums[r][g] = I::add(kept, sums[r][g]);
+                    }
+                }
+            }
+            if let Some(bias) = self.bias {
+                for g in 0..N {
+                    let bias = I::load(bias.add(g * LANES));
+                    for r in 0..M {
+                        sums[r][g] = I::add(sums[r][g], bias);
+                    }
+                }
             }
             for r in 0..M {
                 for g in 0..N {
-                    let to = self.sums.add(r * self.stride + g);
-                    let sum = match self.add {
-                        true => I::add(I::load(to), sums[r][g]),
-                        false => sums[r][g],
-                    };
-                    I::store(to, sum);
+                    I::store(to.add(r * stride + g * LANES), sums[r][g]);
+                }
+            }
+        }
+    }
+
+    /// Adds the products of an element.
+    #[inline(always)]
+    unsafe fn element<I: Isa, const M: usize, const N: usize>(
+        self,
+        sums: &mut [[I::Vector; N]; M],
+        x: *const f32,
+        row: usize,
+        at: usize,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let lines = self.panel.add(at * self.groups * LANES);
+            let mut w = [I::splat(&0.0); N];
+            for g in 0..N {
+                w[g] = I::load(lines.add(g * LANES));
+            }
+            for r in 0..M {
+                let x = I::splat(x.add(r * row + at));
+                for g in 0..N {
+                    sums[r][g] = I::fma(x, w[g], sums[r][g]);
                 }
             }
         }

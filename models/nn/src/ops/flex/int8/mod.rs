@@ -29,8 +29,8 @@ use crate::ops::{
 };
 use std::ops::Range;
 
-/// Groups of outputs that are multiplied side by side.
-pub(super) const SIDE_BY_SIDE: usize = PAIR / GROUP;
+/// Groups of a pair, and outputs that a matrix unit multiplies side by side.
+const GROUPS: usize = PAIR / GROUP;
 
 /// A weight, packed, and a bias.
 #[derive(Clone, Copy)]
@@ -163,7 +163,7 @@ impl Operand for Quantized<'_> {
             for first in (0..rows.tiles).step_by(block) {
                 let tiles = first..rows.tiles.min(first + block);
                 let mut sums = amx::int8::Sums::new(rows, tiles.len());
-                each_pair(op, pairs.clone(), |slabs| {
+                each::<GROUPS>(op, pairs.clone(), |slabs| {
                     // Four bits are unpacked into a buffer that is in the cache.
                     let next = slabs.last().filter(|_| op.packing.kind == Quantization::Q8);
                     let next = next.map(|slab| slab.numbers.as_ptr_range().end);
@@ -176,46 +176,62 @@ impl Operand for Quantized<'_> {
         #[cfg(target_arch = "x86_64")]
         if unit == Unit::Fours && op.packing.kind == Quantization::Q4 && rows.count <= vnni::FEW {
             let size = op.packing.group_bytes();
-            let last = op.packing.groups().min(pairs.end * SIDE_BY_SIDE);
-            for group in pairs.start * SIDE_BY_SIDE..last {
+            for group in groups(op, &pairs) {
                 let slab = slab(op, group, &op.data[group * size..][..size]);
                 // SAFETY: the machine has the instructions; the rest is the caller's promise.
                 unsafe { vnni::few(rows, slab, out) };
             }
             return;
         }
-        each_pair(op, pairs, |slabs| {
-            // SAFETY: the machine has the unit; the rest is the caller's promise.
-            unsafe {
-                match unit {
-                    Unit::Widened(level) => widened::multiply(level, rows, slabs, out),
-                    #[cfg(target_arch = "x86_64")]
-                    _ => vnni::multiply(rows, slabs, out),
-                }
-            }
+        #[cfg(target_arch = "x86_64")]
+        if unit == Unit::Fours {
+            let mut room = vnni::Room::new(rows);
+            each::<{ vnni::SIDE_BY_SIDE }>(op, pairs, |slabs| {
+                // SAFETY: as above.
+                unsafe { vnni::multiply(rows, slabs, &mut room, out) }
+            });
+            return;
+        }
+        let level = match unit {
+            Unit::Widened(level) => level,
+            #[cfg(target_arch = "x86_64")]
+            Unit::Fours | Unit::Tiles => unreachable!("taken above"),
+        };
+        // SAFETY: the caller's promise.
+        each::<GROUPS>(op, pairs, |slabs| unsafe {
+            widened::multiply(level, rows, slabs, out);
         });
     }
 }
 
-/// Has some pairs of groups multiplied, at eight bits.
-fn each_pair(op: Quantized<'_>, pairs: Range<usize>, mut multiply: impl FnMut(&[Slab<'_>])) {
+/// The groups of some pairs.
+fn groups(op: Quantized<'_>, pairs: &Range<usize>) -> Range<usize> {
+    pairs.start * GROUPS..op.packing.groups().min(pairs.end * GROUPS)
+}
+
+/// Has the groups of some pairs multiplied at eight bits, `N` at a time.
+fn each<const N: usize>(
+    op: Quantized<'_>,
+    pairs: Range<usize>,
+    mut multiply: impl FnMut(&[Slab<'_>]),
+) {
     let packing = op.packing;
     let size = packing.group_bytes();
     let unpacked = packing.steps() * STEP_BYTES_8;
     let mut buffer: Vec<Line> = match packing.kind {
         Quantization::Q8 => Vec::new(),
-        Quantization::Q4 => lines(SIDE_BY_SIDE * unpacked),
+        Quantization::Q4 => lines(N * unpacked),
     };
-    for pair in pairs {
-        let first = pair * SIDE_BY_SIDE;
-        let count = SIDE_BY_SIDE.min(packing.groups() - first);
+    let all = groups(op, &pairs);
+    for first in all.clone().step_by(N) {
+        let count = N.min(all.end - first);
         let data = &op.data[first * size..][..count * size];
         let numbers = match packing.kind {
             Quantization::Q8 => data,
             Quantization::Q4 => unpack::unpack(data, &mut buffer),
         };
-        let slabs: [Slab<'_>; SIDE_BY_SIDE] = std::array::from_fn(|g| {
-            // Where there is one group only, it stands for the other as well.
+        let slabs: [Slab<'_>; N] = std::array::from_fn(|g| {
+            // What is not there is the last one again, and not used.
             let g = g.min(count - 1);
             slab(op, first + g, &numbers[g * unpacked..][..unpacked])
         });

@@ -15,11 +15,12 @@ const CHUNK: usize = 1 << 15;
 /// Adding it rounds to a whole number, ties to even, whose value is in the low bits then.
 const ROUND: f32 = 12_582_912.0;
 
-/// Rows of a tile on this machine at most: without a matrix unit, a block of registers.
+/// Rows of a tile on this machine at most: without a matrix unit, two blocks
+/// of registers.
 fn most() -> usize {
     #[cfg(target_arch = "x86_64")]
     if !super::super::amx::available() {
-        return super::vnni::ROWS;
+        return super::vnni::TILE;
     }
     TILE
 }
@@ -166,21 +167,11 @@ impl Kernel for Round<'_> {
             (*scale, *inverse) = scale_of(row);
         }
         for (step, numbers) in self.numbers.chunks_exact_mut(self.width).enumerate() {
-            let mut seconds = [Numbers([0; STEP]); TILE];
             let mut any = 0;
             let first = step * STEP;
             for (r, row) in x.chunks_exact(self.k).enumerate() {
-                let row = &row[first..self.k.min(first + STEP)];
-                let number = numbers[r].write(Numbers([0; STEP]));
-                let second = &mut seconds[r];
-                let (sum, some) = match row.first_chunk() {
-                    Some(row) => round(row, inverse[r], number, second),
-                    None => {
-                        let mut padded = [0.0; STEP];
-                        padded[..row.len()].copy_from_slice(row);
-                        round(&padded, inverse[r], number, second)
-                    }
-                };
+                let (number, sum, some) = round(&part(row, first), inverse[r]);
+                numbers[r].write(number);
                 self.sums[r] += sum;
                 any |= some;
             }
@@ -189,10 +180,14 @@ impl Kernel for Round<'_> {
             }
             if any != 0 {
                 self.seconds.steps.push(step as u32);
-                let seconds = &seconds[..self.width];
-                self.seconds.numbers.extend_from_slice(seconds);
-                for (sum, row) in self.seconds.sums.iter_mut().zip(seconds) {
-                    *sum += row.0.iter().map(|n| i32::from(*n)).sum::<i32>();
+                let mut rows = x.chunks_exact(self.k).zip(inverse);
+                for sum in &mut self.seconds.sums[..self.width] {
+                    let second = match rows.next() {
+                        Some((row, inverse)) => second(&part(row, first), inverse),
+                        None => Numbers([0; STEP]),
+                    };
+                    *sum += second.0.iter().map(|n| i32::from(*n)).sum::<i32>();
+                    self.seconds.numbers.push(second);
                 }
             }
         }
@@ -223,28 +218,52 @@ fn scale_of(x: &[f32]) -> (f32, f32) {
     (most * (1.0 / MOST) * steps, finest * steps.recip())
 }
 
-/// Rounds a step of a row: the sum of the numbers, and bits of any second number.
+/// A step of a row, filled with zeros.
 #[inline(always)]
-fn round(
-    x: &[f32; STEP],
-    inverse: f32,
-    numbers: &mut Numbers,
-    seconds: &mut Numbers,
-) -> (i32, i32) {
+fn part(row: &[f32], first: usize) -> [f32; STEP] {
+    match row[first..].first_chunk() {
+        Some(part) => *part,
+        None => {
+            let mut part = [0.0; STEP];
+            part[..row.len() - first].copy_from_slice(&row[first..]);
+            part
+        }
+    }
+}
+
+/// A whole number as two: the second stands for 128 times as much, and is 0 where one is enough.
+#[inline(always)]
+fn split(x: f32, inverse: f32) -> (i32, i32) {
+    let shifted = x * inverse + ROUND;
+    let whole = shifted.to_bits() as i32 - ROUND.to_bits() as i32;
+    let high = if whole.abs() > 127 {
+        (whole + HIGH / 2) >> HIGH.ilog2()
+    } else {
+        0
+    };
+    (whole - high * HIGH, high)
+}
+
+/// The numbers of a step of a row, their sum, and bits of any second number.
+#[inline(always)]
+fn round(x: &[f32; STEP], inverse: f32) -> (Numbers, i32, i32) {
+    let mut numbers = Numbers([0; STEP]);
     let (mut sum, mut any) = (0, 0);
-    for ((x, number), second) in x.iter().zip(&mut numbers.0).zip(&mut seconds.0) {
-        let shifted = x * inverse + ROUND;
-        let whole = shifted.to_bits() as i32 - ROUND.to_bits() as i32;
-        let high = if whole.abs() > 127 {
-            (whole + HIGH / 2) >> HIGH.ilog2()
-        } else {
-            0
-        };
-        let low = whole - high * HIGH;
+    for (x, number) in x.iter().zip(&mut numbers.0) {
+        let (low, high) = split(*x, inverse);
         *number = low as i8;
-        *second = high as i8;
         sum += low;
         any |= high;
     }
-    (sum, any)
+    (numbers, sum, any)
+}
+
+/// The second numbers of a step of a row.
+#[inline(always)]
+fn second(x: &[f32; STEP], inverse: f32) -> Numbers {
+    let mut numbers = Numbers([0; STEP]);
+    for (x, number) in x.iter().zip(&mut numbers.0) {
+        *number = split(*x, inverse).1 as i8;
+    }
+    numbers
 }
