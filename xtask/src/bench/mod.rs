@@ -92,6 +92,7 @@ pub(crate) fn run(python: &Path, args: &Args) -> Result<()> {
         "-p",
         "kiln",
     ]))?;
+    let commit = page::commit();
     let contenders = contender::all(python, args);
     let mut results = Results::new();
     let mut failed: BTreeMap<String, String> = BTreeMap::new();
@@ -126,7 +127,11 @@ pub(crate) fn run(python: &Path, args: &Args) -> Result<()> {
     let server = first.filter(|_| args.server);
     let server = server.map(|shape| serve(python, shape, args));
     let server = server.and_then(|result| kept("the server", result, &mut failed));
-    let beside = page::Beside { growth, server };
+    let beside = page::Beside {
+        commit,
+        growth,
+        server,
+    };
     let page = page::write(&contenders, &results, &failed, &beside, args)?;
     fs::write(&args.out, page).with_context(|| args.out.display().to_string())
 }

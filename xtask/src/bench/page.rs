@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::process::Command;
 
-/// What was measured beside the contenders.
+/// What was measured beside the contenders, and of which commit.
 pub(crate) struct Beside {
+    pub(crate) commit: String,
     pub(crate) growth: Option<Value>,
     /// By the server's name, Kiln's first.
     pub(crate) server: Option<Vec<(&'static str, Value)>>,
@@ -46,7 +47,7 @@ pub(crate) fn write(
         },
         said("date", &["-u", "+%Y-%m-%d"]),
         machine(),
-        said("git", &["rev-parse", "--short", "HEAD"]),
+        beside.commit,
         command(args),
     )?;
     let mut versions: Vec<&str> = results
@@ -337,6 +338,11 @@ fn grown(out: &mut String, details: &Value, args: &Args) -> std::fmt::Result {
         writeln!(out, "| {batch} | {step:.1} | {:.2} |", step / batch as f64)?;
     }
     Ok(())
+}
+
+/// The commit that is checked out, which may be another one by the time the page is written.
+pub(crate) fn commit() -> String {
+    said("git", &["rev-parse", "--short", "HEAD"])
 }
 
 /// What a program says in one line; empty where there is none.

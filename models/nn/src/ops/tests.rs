@@ -720,7 +720,13 @@ fn fused_layers_have_the_bits_of_their_parts() {
     use fused::{Affine, Norm, Weight, linear_activated, linear_added, linear_each, linear_gated};
     let kinds = KINDS_OF_QUANTIZATION.map(Err);
     for kind in DTYPES.map(Ok).into_iter().chain(kinds) {
-        for (m, k, n) in [(1, 40, 17), (5, 96, 48), (33, 64, 16), (200, 1056, 310)] {
+        for (m, k, n) in [
+            (1, 40, 17),
+            (5, 96, 48),
+            (33, 64, 16),
+            (200, 1056, 310),
+            (700, 40, 150),
+        ] {
             let affine = |seed: u64, n: usize, bias: bool| Affine {
                 weight: match kind {
                     Ok(dtype) => Weight::Float(random(seed, [n, k]).cast(dtype)),

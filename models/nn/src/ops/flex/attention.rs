@@ -359,13 +359,18 @@ impl Tile {
         }
         for g in low / LANES..high.div_ceil(LANES) {
             for c in 0..width {
-                let mut rows = [[0.0; LANES]; LANES];
-                for j in low.max(g * LANES)..high.min(g * LANES + LANES) {
-                    rows[j % LANES] = E::lanes::<I>(&op.keys[at[j]..][..dim], c);
-                }
-                simd::transpose(&mut rows);
-                for (element, row) in self.keys[c * LANES..].iter_mut().zip(&rows) {
-                    element[g] = *row;
+                // SAFETY: a kernel has this instruction set only where the machine has it; 16
+                // numbers are read and written each time.
+                unsafe {
+                    let mut rows = [I::splat(&0.0); LANES];
+                    for j in low.max(g * LANES)..high.min(g * LANES + LANES) {
+                        let row = E::lanes::<I>(&op.keys[at[j]..][..dim], c);
+                        rows[j % LANES] = I::load(row.as_ptr());
+                    }
+                    let columns = I::transpose(rows);
+                    for (element, column) in self.keys[c * LANES..].iter_mut().zip(columns) {
+                        I::store(element[g].as_mut_ptr(), column);
+                    }
                 }
             }
         }

@@ -5,13 +5,13 @@
 use super::{
     amx::{
         self,
-        linear::{Affine, Layer},
+        linear::Layer,
         pack::{Columns, Then},
     },
     pairs,
 };
 use super::{
-    gemm::{self, Linear},
+    gemm::{self, Affine},
     memory::Floats,
     simd::{self, Isa, Kernel, Level},
 };
@@ -60,21 +60,21 @@ impl Unit {
 }
 
 /// The result, `[m, n]`.
-pub(super) fn linear(op: Linear<'_, bf16>) -> Floats {
-    linear_at(Unit::best(), op)
+pub(super) fn linear(x: &[f32], op: Affine<'_, bf16>) -> Floats {
+    linear_at(Unit::best(), x, op)
 }
 
 /// [`linear`] by one unit, which comes from [`Unit::available`].
-pub(super) fn linear_at(unit: Unit, op: Linear<'_, bf16>) -> Floats {
+pub(super) fn linear_at(unit: Unit, x: &[f32], op: Affine<'_, bf16>) -> Floats {
     match unit {
-        Unit::Widened(level) => gemm::linear_at(level, op, true),
+        Unit::Widened(level) => gemm::linear_at(level, x, op, true),
         #[cfg(target_arch = "x86_64")]
-        Unit::Pairs => pairs::linear(op),
+        Unit::Pairs => pairs::linear(x, op),
         #[cfg(target_arch = "x86_64")]
         Unit::Tiles => {
-            let x = Columns::new(op.x, op.k, None);
+            let x = Columns::new(x, op.k, None);
             let layer = Layer {
-                affine: Affine {
+                affine: amx::linear::Affine {
                     weight: op.weight,
                     bias: op.bias,
                 },

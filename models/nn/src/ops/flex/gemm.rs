@@ -19,7 +19,7 @@ mod panel;
 
 use super::{
     element::Element,
-    layers::{self, Layer, Operand, Out, Then},
+    layers::{self, Layer, Operand, Out, Part, Then},
     memory::{Floats, Line as Room, Raw, lines},
     norm::Norm,
     pool,
@@ -33,70 +33,12 @@ const DEPTH: usize = 64;
 const SPAN: usize = DEPTH * LANES;
 /// Rows up to which weights are taken as they lie.
 const FEW: usize = 12;
+/// Rows of one pass: their sums and a part of theirs stay in the second-level cache.
+const PASS: usize = 640;
 /// Elements of rows below which one thread packs them.
 const CHUNK: usize = 1 << 15;
 
-/// The operands of `out = x * weight^T + bias`; neither `n` nor `k` is 0.
-#[derive(Clone, Copy)]
-pub(super) struct Linear<'a, E> {
-    /// `[m, k]`
-    pub(super) x: &'a [f32],
-    /// `[n, k]`
-    pub(super) weight: &'a [E],
-    /// `[n]`
-    pub(super) bias: Option<&'a [f32]>,
-    /// Elements of a row.
-    pub(super) k: usize,
-    /// Outputs.
-    pub(super) n: usize,
-}
-
-impl<E> Linear<'_, E> {
-    /// Rows of `x`.
-    ///
-    /// # Panics
-    /// When the operands do not fit each other.
-    pub(super) fn rows(&self) -> usize {
-        let (k, n) = (self.k, self.n);
-        assert_eq!(self.x.len() % k, 0, "whole rows");
-        assert_eq!(
-            self.weight.len(),
-            n * k,
-            "a row of the weight for each output"
-        );
-        assert!(
-            self.bias.is_none_or(|bias| bias.len() == n),
-            "a bias for each output"
-        );
-        self.x.len() / k
-    }
-}
-
-/// The result, `[m, n]`.
-pub(super) fn linear<E: Element>(op: Linear<'_, E>) -> Floats {
-    linear_at(simd::best(), op, false)
-}
-
-/// [`linear`] on one instruction set, of rows that are rounded to `bf16` if so asked.
-pub(super) fn linear_at<E: Element>(level: Level, op: Linear<'_, E>, rounded: bool) -> Floats {
-    let Linear {
-        x,
-        weight,
-        bias,
-        k,
-        n,
-    } = op;
-    let rows = Rows::at(level, x, k, None, rounded);
-    let op = Affine { weight, bias, n, k };
-    let layer = Layer {
-        op,
-        then: Then::Write,
-    };
-    let [out] = layers::each(level, &rows, [layer]);
-    out
-}
-
-/// A weight and a bias; neither `n` nor `k` is 0.
+/// The operands of `out = x * weight^T + bias` beside the rows; neither `n` nor `k` is 0.
 #[derive(Clone, Copy)]
 pub(super) struct Affine<'a, E> {
     /// `[n, k]`
@@ -107,6 +49,43 @@ pub(super) struct Affine<'a, E> {
     pub(super) n: usize,
     /// Elements of a row.
     pub(super) k: usize,
+}
+
+impl<E> Affine<'_, E> {
+    /// # Panics
+    /// When the parts do not fit each other.
+    pub(super) fn fits(&self) {
+        assert_eq!(
+            self.weight.len(),
+            self.n * self.k,
+            "a row of the weight for each output"
+        );
+        assert!(
+            self.bias.is_none_or(|bias| bias.len() == self.n),
+            "a bias for each output"
+        );
+    }
+}
+
+/// The result, `[m, n]`, of `x`: `[m, k]`.
+///
+/// # Panics
+/// When the operands do not fit each other.
+pub(super) fn linear<E: Element>(x: &[f32], op: Affine<'_, E>) -> Floats {
+    linear_at(simd::best(), x, op, false)
+}
+
+/// [`linear`] on one instruction set, of rows that are rounded to `bf16` if so asked.
+pub(super) fn linear_at<E: Element>(
+    level: Level,
+    x: &[f32],
+    op: Affine<'_, E>,
+    rounded: bool,
+) -> Floats {
+    let rows = Rows::at(level, x, op.k, None, rounded);
+    let then = Then::Write;
+    let [out] = layers::each(level, &rows, [Layer { op, then }]);
+    out
 }
 
 /// Rows as they are read. Few are filled with zeros up to whole groups of 16; of many, each span has
@@ -253,44 +232,33 @@ impl<E: Element> Operand for Affine<'_, E> {
 
     fn check(&self, rows: &Rows) {
         assert_eq!(rows.k, self.k, "as many elements in a row");
-        assert_eq!(
-            self.weight.len(),
-            self.n * self.k,
-            "a row of the weight for each output"
-        );
-        assert!(
-            self.bias.is_none_or(|bias| bias.len() == self.n),
-            "a bias for each output"
-        );
+        self.fits();
     }
 
     fn count(rows: &Rows) -> usize {
         rows.count
     }
 
-    unsafe fn run(self, unit: Level, rows: &Rows, pairs: Range<usize>, out: Out<'_>) {
-        let task = Task {
-            op: self,
-            rows,
-            pairs,
-            out,
-        };
-        simd::run_at(unit, task);
+    fn pass(_: Level, rows: &Rows) -> usize {
+        rows.count.div_ceil(rows.count.div_ceil(PASS).max(1)).max(1)
+    }
+
+    unsafe fn run(self, unit: Level, part: Part<'_, Rows>, out: Out<'_>) {
+        let op = self;
+        simd::run_at(unit, Task { op, part, out });
     }
 }
 
-/// Some pairs of groups of outputs for all rows.
 struct Task<'a, E> {
     op: Affine<'a, E>,
-    rows: &'a Rows,
-    pairs: Range<usize>,
+    part: Part<'a, Rows>,
     out: Out<'a>,
 }
 
 impl<E: Element> Kernel for Task<'_, E> {
     #[inline(always)]
     fn run<I: Isa>(self) {
-        match self.rows.count {
+        match self.part.rows.count {
             ..=FEW => self.direct::<I>(),
             _ => self.panels::<I>(),
         }

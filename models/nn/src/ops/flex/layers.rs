@@ -14,8 +14,12 @@ const SERIAL: usize = 1 << 18;
 /// Pairs of groups of outputs that are finished together: with some hundred rows, their results
 /// stay in the second-level cache.
 const FINISHED: usize = 4;
-/// Outputs of a pair of groups: what a task takes is whole pairs.
+/// Outputs of a pair of groups.
 pub(super) const PAIR: usize = 32;
+
+/// Pairs that kernels take side by side where registers are wide: so many, or a multiple of it, is what
+/// a task takes.
+pub(super) const SIDE_BY_SIDE: usize = 2;
 
 /// A weight and a bias, in a form that some unit of the machine multiplies.
 pub(super) trait Operand: Copy + Sync {
@@ -37,12 +41,24 @@ pub(super) trait Operand: Copy + Sync {
     /// How many rows there are.
     fn count(rows: &Self::Rows) -> usize;
 
-    /// Some pairs of groups of outputs for all rows.
+    /// How many of them go by together: what is read and kept of these stays in the cache.
+    fn pass(unit: Self::Unit, rows: &Self::Rows) -> usize;
+
+    /// Some pairs of groups of outputs for a pass of rows.
     ///
     /// # Safety
     /// The machine has the unit, and all that is checked fits. There is room for the results, which
     /// nothing else reads or writes.
-    unsafe fn run(self, unit: Self::Unit, rows: &Self::Rows, pairs: Range<usize>, out: Out<'_>);
+    unsafe fn run(self, unit: Self::Unit, part: Part<'_, Self::Rows>, out: Out<'_>);
+}
+
+/// What is computed at a time.
+pub(super) struct Part<'a, R> {
+    pub(super) rows: &'a R,
+    /// The rows of a pass.
+    pub(super) pass: Range<usize>,
+    /// Pairs of groups of outputs.
+    pub(super) pairs: Range<usize>,
 }
 
 /// Where results go: those of some outputs, row by row.
@@ -59,13 +75,12 @@ pub(super) struct Out<'a> {
 
 impl Out<'_> {
     /// An output of a row.
-    ///
-    /// # Safety
-    /// There is such a place.
     #[inline(always)]
-    pub(super) unsafe fn at(self, row: usize, output: usize) -> *mut f32 {
-        // SAFETY: the caller's promise.
-        unsafe { self.start.add(row * self.n + output - self.first) }
+    pub(super) fn at(self, row: usize, output: usize) -> *mut f32 {
+        // Where results begin may be before what there is room for.
+        self.start
+            .wrapping_add(row * self.n)
+            .wrapping_add(output - self.first)
     }
 }
 
@@ -151,7 +166,7 @@ unsafe fn finish<O: Operand>(
     // A few tasks for each thread, so that one that is held up holds up little.
     let width = match threads {
         1 => all,
-        _ => all.div_ceil(threads * 4),
+        _ => all.div_ceil(threads * 4).next_multiple_of(SIDE_BY_SIDE),
     };
     let mut tasks: Vec<(usize, Range<usize>)> = Vec::new();
     for (at, layer) in layers.iter().enumerate() {
@@ -179,55 +194,73 @@ unsafe fn outputs<O: Operand>(
 ) {
     let Layer { op, then } = layer;
     let (count, [n, _]) = (O::count(rows), op.dims());
-    let run = |op: &O, pairs: &Range<usize>, start, first, n| {
-        let bias = op.bias();
-        let out = Out {
-            start,
-            first,
-            n,
-            bias,
-        };
-        // SAFETY: the caller's promise.
-        unsafe { op.run(unit, rows, pairs.clone(), out) }
+    let most = O::pass(unit, rows);
+    let together = match then {
+        Then::Write => pairs.len(),
+        Then::Activate(_) | Then::Gate(..) | Then::Add => FINISHED,
     };
-    if let Then::Write = then {
-        return run(&op, &pairs, start, 0, n);
-    }
     let mut beside = match then {
-        Then::Gate(..) | Then::Add => Room::new(count * FINISHED.min(pairs.len()) * PAIR),
+        Then::Gate(..) | Then::Add => Room::new(most * together.min(pairs.len()) * PAIR),
         Then::Write | Then::Activate(_) => Room::new(0),
     };
-    for first in pairs.clone().step_by(FINISHED) {
-        let some = first..pairs.end.min(first + FINISHED);
-        let outputs = first * PAIR..n.min(some.end * PAIR);
-        let width = outputs.len();
-        let aside = beside.start().get();
-        // SAFETY: within the results, or within the room beside them, which is as wide as some
-        // pairs; what is read was written just before. The rest is the caller's promise.
-        unsafe {
-            match then {
-                Then::Gate(_, gated) => run(&gated, &some, aside, outputs.start, width),
-                Then::Add => run(&op, &some, aside, outputs.start, width),
-                Then::Write | Then::Activate(_) => {}
-            }
-            if !matches!(then, Then::Add) {
-                run(&op, &some, start, 0, n);
-            }
-            for row in 0..count {
-                let values = start.add(row * n + outputs.start);
-                let values = std::slice::from_raw_parts_mut(values, width);
-                let beside = || std::slice::from_raw_parts(aside.add(row * width), width);
+    for row in (0..count).step_by(most) {
+        let pass = row..count.min(row + most);
+        for first in pairs.clone().step_by(together) {
+            let pairs = first..pairs.end.min(first + together);
+            let outputs = first * PAIR..n.min(pairs.end * PAIR);
+            let width = outputs.len();
+            let run = |op: &O, start, first, n| {
+                let part = Part {
+                    rows,
+                    pass: pass.clone(),
+                    pairs: pairs.clone(),
+                };
+                let bias = op.bias();
+                let out = Out {
+                    start,
+                    first,
+                    n,
+                    bias,
+                };
+                // SAFETY: the caller's promise.
+                unsafe { op.run(unit, part, out) }
+            };
+            let aside = beside.start().get();
+            // Where row 0 would be.
+            let from = aside.wrapping_sub(pass.start * width);
+            // SAFETY: within the results, or within the room beside them, which is as wide as some
+            // pairs; what is read was written just before. The rest is the caller's promise.
+            unsafe {
                 match then {
-                    Then::Write => {}
-                    Then::Activate(kind) => simd::run(Apply { kind, values }),
-                    Then::Gate(kind, _) => simd::run(Gate {
-                        kind,
-                        gate: values,
-                        up: beside(),
-                    }),
-                    Then::Add => {
-                        for (to, value) in values.iter_mut().zip(beside()) {
-                            *to += value;
+                    Then::Gate(_, gated) => run(&gated, from, outputs.start, width),
+                    Then::Add => run(&op, from, outputs.start, width),
+                    Then::Write | Then::Activate(_) => {}
+                }
+                if !matches!(then, Then::Add) {
+                    run(&op, start, 0, n);
+                }
+                if let Then::Write = then {
+                    continue;
+                }
+                for row in pass.clone() {
+                    let values = start.add(row * n + outputs.start);
+                    let values = std::slice::from_raw_parts_mut(values, width);
+                    let beside = || {
+                        let row = aside.add((row - pass.start) * width);
+                        std::slice::from_raw_parts(row, width)
+                    };
+                    match then {
+                        Then::Write => {}
+                        Then::Activate(kind) => simd::run(Apply { kind, values }),
+                        Then::Gate(kind, _) => simd::run(Gate {
+                            kind,
+                            gate: values,
+                            up: beside(),
+                        }),
+                        Then::Add => {
+                            for (to, value) in values.iter_mut().zip(beside()) {
+                                *to += value;
+                            }
                         }
                     }
                 }

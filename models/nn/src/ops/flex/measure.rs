@@ -11,7 +11,7 @@
 
 use super::{
     bf16::{self, Unit},
-    gemm::Linear,
+    gemm::Affine,
     int8::{self, Quantized},
     layers::{self, Layer, Then},
     limits::{self, kernels, rate},
@@ -160,14 +160,13 @@ fn near_its_limits() {
                 let bytes = 2 * k * n;
                 let run = |at: usize| {
                     let weight = bytemuck::cast_slice(&pool[at..at + bytes]);
-                    let op = Linear {
-                        x: &x,
+                    let op = Affine {
                         weight,
                         bias: None,
                         k,
                         n,
                     };
-                    black_box(bf16::linear_at(unit, op).len());
+                    black_box(bf16::linear_at(unit, &x, op).len());
                 };
                 Case {
                     name,

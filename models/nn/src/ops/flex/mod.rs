@@ -34,7 +34,7 @@ use burn::{
 };
 use burn_flex::{FlexTensor, Layout};
 use element::Element;
-use gemm::Linear;
+use gemm::Affine;
 use half::f16;
 use kiln_registry::BatchLayout;
 use layers::{Layer, Then};
@@ -74,18 +74,12 @@ pub(super) fn linear(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>
     let out = match weight.dtype() {
         DType::BF16 => {
             let weight = slice::<half::bf16>(&weight);
-            bf16::linear(Linear {
-                x,
-                weight,
-                bias,
-                k,
-                n,
-            })
+            bf16::linear(x, Affine { weight, bias, n, k })
         }
         dtype => {
             with_element!(dtype, E => {
                 let weight = slice::<E>(&weight);
-                gemm::linear(Linear { x, weight, bias, k, n })
+                gemm::linear(x, Affine { weight, bias, n, k })
             })
         }
     };

@@ -5,7 +5,7 @@
 //! blocked and where K is cut change no bit of that.
 
 use super::{
-    gemm::Linear,
+    gemm::Affine,
     memory::{Floats, Line, Raw, Room, lines},
     pool,
 };
@@ -55,19 +55,21 @@ pub(super) fn fast() -> bool {
 ///
 /// # Panics
 /// When the machine does not have the instruction, or the operands do not fit each other.
-pub(super) fn linear(op: Linear<'_, bf16>) -> Floats {
+pub(super) fn linear(x: &[f32], op: Affine<'_, bf16>) -> Floats {
     assert!(available(), "a machine with AVX512-BF16");
-    let m = op.rows();
+    op.fits();
+    assert_eq!(x.len() % op.k, 0, "whole rows");
+    let m = x.len() / op.k;
     let mut result = Room::new(m * op.n);
     let out = result.start();
     let groups = op.k.div_ceil(GROUP);
     let mut rounded = lines(m * groups * 64);
-    let x = Raw(rounded.as_mut_ptr());
+    let to = Raw(rounded.as_mut_ptr());
     let serial = m * op.n * op.k < SERIAL;
     let round = |row: usize| {
-        let from = &op.x[row * op.k..][..op.k];
+        let from = &x[row * op.k..][..op.k];
         // SAFETY: the machine has the instructions; a row of the buffer for each row.
-        unsafe { round(from, x.get().add(row * groups)) }
+        unsafe { round(from, to.get().add(row * groups)) }
     };
     if serial || m < ROWS {
         (0..m).for_each(round);
@@ -86,7 +88,7 @@ pub(super) fn linear(op: Linear<'_, bf16>) -> Floats {
         let first = task * width;
         let task = Task {
             op,
-            x: x.get(),
+            x: to.get(),
             groups,
             rows: m,
             out: out.get(),
@@ -120,7 +122,7 @@ unsafe fn round(x: &[f32], to: *mut Line) {
 
 /// The rows, and where their result goes.
 struct Task<'a> {
-    op: Linear<'a, bf16>,
+    op: Affine<'a, bf16>,
     /// `[rows, groups]`
     x: *const Line,
     groups: usize,

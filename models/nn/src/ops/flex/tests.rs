@@ -4,7 +4,7 @@ use super::{
     attention::{Attention, Sequence, attention_at},
     bf16::{self, Unit},
     element::Element,
-    gemm::{Linear, linear_at},
+    gemm::{Affine, linear_at},
     int8::{self, Quantized},
     math,
     simd::{self, Isa, Kernel, LANES, Level, run_at},
@@ -30,14 +30,13 @@ fn every_instruction_set_gives_the_same() {
         let results: Vec<Vec<f32>> = Level::available()
             .into_iter()
             .map(|level| {
-                let op = Linear {
-                    x: &x,
+                let op = Affine {
                     weight: &weight,
                     bias: None,
                     k,
                     n,
                 };
-                linear_at(level, op, false).to_vec()
+                linear_at(level, &x, op, false).to_vec()
             })
             .collect();
         for (i, v) in results[0].iter().enumerate() {
@@ -77,18 +76,7 @@ fn a_row_has_the_same_bits_in_any_batch() {
             let bias = numbers(n, 0.9);
             let linear = |x: &[f32]| {
                 let (weight, bias) = (&weight, Some(bias.as_slice()));
-                linear_at(
-                    level,
-                    Linear {
-                        x,
-                        weight,
-                        bias,
-                        k,
-                        n,
-                    },
-                    false,
-                )
-                .to_vec()
+                linear_at(level, x, Affine { weight, bias, n, k }, false).to_vec()
             };
             let all = linear(&x);
             for part in [1, 3, 6, 7, 12, 13, 26] {
@@ -132,16 +120,7 @@ fn every_unit_multiplies_bf16() {
         for unit in Unit::available() {
             let linear = |x: &[f32]| {
                 let (weight, bias) = (&weight, Some(bias.as_slice()));
-                bf16::linear_at(
-                    unit,
-                    Linear {
-                        x,
-                        weight,
-                        bias,
-                        k,
-                        n,
-                    },
-                )
+                bf16::linear_at(unit, x, Affine { weight, bias, n, k })
             };
             let all = linear(&x);
             for i in [0, m / 2, m - 1] {
@@ -178,6 +157,7 @@ fn every_unit_multiplies_quantized_weights_alike() {
         (9, 48, 1024),
         (61, 70, 300),
         (40, 33, 3000),
+        (700, 134, 300),
     ] {
         let mut x = numbers(m * k, 0.37);
         // Some far beyond the others, in some of the rows.
@@ -221,12 +201,12 @@ fn every_unit_rounds_to_the_nearest() {
             let (x, bias) = (&[x], None);
             let out = bf16::linear_at(
                 unit,
-                Linear {
-                    x,
+                x,
+                Affine {
                     weight: &weight,
                     bias,
-                    k: 1,
                     n: 1,
+                    k: 1,
                 },
             );
             let expected = half::bf16::from_f32(x[0]).to_f32();

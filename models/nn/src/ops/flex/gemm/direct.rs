@@ -16,14 +16,16 @@ const ROWS: usize = 6;
 impl<E: Element> Task<'_, E> {
     #[inline(always)]
     pub(super) fn direct<I: Isa>(&self) {
-        let (count, n) = (self.rows.count, self.op.n);
+        let (count, n) = (self.part.rows.count, self.op.n);
         let spans = self.op.k.div_ceil(SPAN);
         // Of each span, the rows, and of each row the lanes of 16 outputs.
         let mut lanes = vec![Line([0.0; LANES]); spans * count * LANES];
         let lanes: *mut f32 = lanes.as_mut_ptr().cast();
         let mut sums = lines(count * size_of::<Line>());
         let sums: *mut f32 = sums.as_mut_ptr().cast();
-        for output in (self.pairs.start * PAIR..n.min(self.pairs.end * PAIR)).step_by(LANES) {
+        for output in
+            (self.part.pairs.start * PAIR..n.min(self.part.pairs.end * PAIR)).step_by(LANES)
+        {
             // SAFETY: room for the lanes of these outputs, and for the sums of a group.
             unsafe {
                 for (first, height) in blocks(count, ROWS) {
@@ -119,7 +121,7 @@ impl<E: Element> Task<'_, E> {
             let zero = I::splat(&0.0);
             let mut x = [std::ptr::null(); M];
             for r in 0..M {
-                x[r] = self.rows.group(first + r, span * DEPTH);
+                x[r] = self.part.rows.group(first + r, span * DEPTH);
             }
             let mut sums = [[zero; N]; M];
             for g in 0..elements / LANES {

@@ -3,78 +3,71 @@
 use super::{
     super::{
         element::Element,
-        layers::PAIR,
+        layers::{PAIR, SIDE_BY_SIDE},
         memory::lines,
         simd::{Isa, LANES, Line, blocks},
     },
     DEPTH, SPAN, Task,
 };
 
-/// Pairs of groups of 16 outputs of a panel, and its groups.
-const PAIRS: usize = 2;
-const GROUPS: usize = PAIRS * PAIR / LANES;
-/// Rows of one pass: their sums and a part of theirs stay in the second-level cache.
-const PASS: usize = 640;
+/// Groups of 16 outputs of a panel.
+const GROUPS: usize = SIDE_BY_SIDE * PAIR / LANES;
 /// Elements between which more is asked for.
 const STEP: usize = 4;
 
 impl<E: Element> Task<'_, E> {
     #[inline(always)]
     pub(super) fn panels<I: Isa>(&self) {
-        let (count, n, spans) = (self.rows.count, self.op.n, self.op.k.div_ceil(SPAN));
-        let most = count.div_ceil(count.div_ceil(PASS));
+        let (n, k) = (self.op.n, self.op.k);
+        let (rows, pass) = (self.part.rows, self.part.pass.clone());
+        let spans = k.div_ceil(SPAN);
         // Of a lane, an even number, since `bf16` is turned round two by two.
-        let lines_of_lane = self.rows.depth.next_multiple_of(2) * GROUPS;
+        let lines_of_lane = rows.depth.next_multiple_of(2) * GROUPS;
         let mut panels = lines(LANES * lines_of_lane * size_of::<Line>());
-        let mut sums = lines(most * GROUPS * size_of::<Line>());
+        let mut sums = lines(pass.len() * GROUPS * size_of::<Line>());
         let panels: *mut f32 = panels.as_mut_ptr().cast();
         let sums: *mut f32 = sums.as_mut_ptr().cast();
-        for first in self.pairs.clone().step_by(PAIRS) {
-            let outputs = first * PAIR..n.min(self.pairs.end.min(first + PAIRS) * PAIR);
+        let pairs = self.part.pairs.clone();
+        for first in pairs.clone().step_by(SIDE_BY_SIDE) {
+            let outputs = first * PAIR..n.min(pairs.end.min(first + SIDE_BY_SIDE) * PAIR);
             let groups = outputs.len().div_ceil(LANES);
+            let kept = (sums, groups * LANES);
+            // Results that end in the middle of a register are copied from the sums.
             let whole = outputs.len().is_multiple_of(LANES);
-            for row in (0..count).step_by(most) {
-                let rows = row..count.min(row + most);
-                for span in 0..spans {
-                    // SAFETY: room for the panels, and for the sums of these rows and groups; nothing
-                    // else has the outputs.
-                    unsafe {
-                        for group in 0..groups {
-                            let strides = [lines_of_lane, groups];
-                            self.turn::<I>(
-                                outputs.start + group * LANES,
-                                span,
-                                panels.add(group * LANES),
-                                strides,
-                            );
-                        }
-                        for lane in 0..LANES {
-                            let kept = (sums, groups * LANES);
-                            let to = match (span + 1 == spans, lane + 1 == LANES) {
-                                (true, true) if whole => {
-                                    (self.out.at(rows.start, outputs.start), self.out.n)
-                                }
-                                _ => kept,
-                            };
-                            let bias = self.out.bias.filter(|_| to != kept);
-                            let block = Block {
-                                panel: panels.add(lane * lines_of_lane * LANES),
-                                groups,
-                                depth: DEPTH.min((self.op.k - span * SPAN).div_ceil(LANES)),
-                                row: self.rows.depth,
-                                from: (span + lane > 0).then_some(kept),
-                                to,
-                                bias: bias.map(|bias| bias[outputs.clone()].as_ptr()),
-                            };
-                            let x = self.rows.part(span, lane, rows.start);
-                            block.rows::<I>(x, rows.len());
-                        }
+            let results = match whole {
+                true => (self.out.at(pass.start, outputs.start), self.out.n),
+                false => kept,
+            };
+            let bias = self.out.bias.filter(|_| whole);
+            for span in 0..spans {
+                // SAFETY: room for the panels, and for the sums of these rows and groups; nothing
+                // else has the outputs.
+                unsafe {
+                    for group in 0..groups {
+                        let first = outputs.start + group * LANES;
+                        let to = panels.add(group * LANES);
+                        self.turn::<I>(first, span, to, [lines_of_lane, groups]);
+                    }
+                    for lane in 0..LANES {
+                        let last = (span + 1, lane + 1) == (spans, LANES);
+                        let block = Block {
+                            panel: panels.add(lane * lines_of_lane * LANES),
+                            groups,
+                            depth: DEPTH.min((k - span * SPAN).div_ceil(LANES)),
+                            row: rows.depth,
+                            from: (span + lane > 0).then_some(kept),
+                            to: if last { results } else { kept },
+                            bias: bias
+                                .filter(|_| last)
+                                .map(|bias| bias[outputs.clone()].as_ptr()),
+                        };
+                        block.rows::<I>(rows.part(span, lane, pass.start), pass.len());
                     }
                 }
-                if !whole {
-                    // SAFETY: the sums are written; nothing else has these places.
-                    unsafe { self.write(outputs.start, rows, groups, sums) };
-                }
+            }
+            if !whole {
+                // SAFETY: the sums are written; nothing else has these places.
+                unsafe { self.write(outputs.start, pass.clone(), groups, sums) };
             }
         }
     }

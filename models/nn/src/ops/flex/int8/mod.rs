@@ -19,7 +19,7 @@ pub(super) use vnni::write;
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::{
-    layers::{Operand, Out, PAIR},
+    layers::{Operand, Out, PAIR, Part},
     memory::{Line, lines},
     simd::{self, Level},
 };
@@ -153,24 +153,33 @@ impl Operand for Quantized<'_> {
         rows.count
     }
 
-    unsafe fn run(self, unit: Unit, rows: &Rows, pairs: Range<usize>, out: Out<'_>) {
+    fn pass(unit: Unit, rows: &Rows) -> usize {
+        let most = match unit {
+            Unit::Widened(_) => rows.tiles,
+            #[cfg(target_arch = "x86_64")]
+            Unit::Fours => vnni::pass(rows),
+            #[cfg(target_arch = "x86_64")]
+            Unit::Tiles => amx::int8::block(rows),
+        };
+        most * rows.width
+    }
+
+    unsafe fn run(self, unit: Unit, part: Part<'_, Rows>, out: Out<'_>) {
         let op = self;
+        let Part { rows, pass, pairs } = part;
+        let tiles = pass.start / rows.width..pass.end.div_ceil(rows.width);
         #[cfg(target_arch = "x86_64")]
         if unit == Unit::Tiles {
             // SAFETY: the machine has a matrix unit; tasks do not nest.
             let _tiles = unsafe { amx::int8::tiles(rows.width) };
-            let block = amx::int8::block(rows);
-            for first in (0..rows.tiles).step_by(block) {
-                let tiles = first..rows.tiles.min(first + block);
-                let mut sums = amx::int8::Sums::new(rows, tiles.len());
-                each::<GROUPS>(op, pairs.clone(), |slabs| {
-                    // Four bits are unpacked into a buffer that is in the cache.
-                    let next = slabs.last().filter(|_| op.packing.kind == Quantization::Q8);
-                    let next = next.map(|slab| slab.numbers.as_ptr_range().end);
-                    // SAFETY: as above; the rest is the caller's promise.
-                    unsafe { amx::int8::multiply(rows, tiles.clone(), slabs, next, &mut sums, out) }
-                });
-            }
+            let mut sums = amx::int8::Sums::new(rows, tiles.len());
+            each::<GROUPS>(op, pairs, |slabs| {
+                // Four bits are unpacked into a buffer that is in the cache.
+                let next = slabs.last().filter(|_| op.packing.kind == Quantization::Q8);
+                let next = next.map(|slab| slab.numbers.as_ptr_range().end);
+                // SAFETY: as above; the rest is the caller's promise.
+                unsafe { amx::int8::multiply(rows, tiles.clone(), slabs, next, &mut sums, out) }
+            });
             return;
         }
         #[cfg(target_arch = "x86_64")]
@@ -185,10 +194,10 @@ impl Operand for Quantized<'_> {
         }
         #[cfg(target_arch = "x86_64")]
         if unit == Unit::Fours {
-            let mut room = vnni::Room::new(rows);
-            each::<{ vnni::SIDE_BY_SIDE }>(op, pairs, |slabs| {
+            let mut room = vnni::Room::new(rows, tiles.len());
+            each::<{ vnni::GROUPS }>(op, pairs, |slabs| {
                 // SAFETY: as above.
-                unsafe { vnni::multiply(rows, slabs, &mut room, out) }
+                unsafe { vnni::multiply(rows, tiles.clone(), slabs, &mut room, out) }
             });
             return;
         }
@@ -197,9 +206,9 @@ impl Operand for Quantized<'_> {
             #[cfg(target_arch = "x86_64")]
             Unit::Fours | Unit::Tiles => unreachable!("taken above"),
         };
-        // SAFETY: the caller's promise.
-        each::<GROUPS>(op, pairs, |slabs| unsafe {
-            widened::multiply(level, rows, slabs, out);
+        each::<GROUPS>(op, pairs, |slabs| {
+            // SAFETY: the caller's promise.
+            unsafe { widened::multiply(level, rows, pass.clone(), slabs, out) };
         });
     }
 }

@@ -8,17 +8,31 @@ use super::{
     Rows, Slab, scaled,
 };
 use crate::ops::quantized::{GROUP, STEP, STEP_BYTES_8};
+use std::ops::Range;
 
-/// Some groups for all rows.
+/// Some groups for some rows.
 ///
 /// # Safety
 /// Nothing else writes these outputs.
-pub(super) unsafe fn multiply(level: Level, rows: &Rows, slabs: &[Slab<'_>], out: Out<'_>) {
-    simd::run_at(level, Multiply { rows, slabs, out });
+pub(super) unsafe fn multiply(
+    level: Level,
+    rows: &Rows,
+    pass: Range<usize>,
+    slabs: &[Slab<'_>],
+    out: Out<'_>,
+) {
+    let multiply = Multiply {
+        rows,
+        pass,
+        slabs,
+        out,
+    };
+    simd::run_at(level, multiply);
 }
 
 struct Multiply<'a> {
     rows: &'a Rows,
+    pass: Range<usize>,
     slabs: &'a [Slab<'a>],
     out: Out<'a>,
 }
@@ -28,7 +42,7 @@ impl Kernel for Multiply<'_> {
     fn run<I: Isa>(self) {
         for slab in self.slabs {
             let (steps, _) = slab.numbers.as_chunks::<STEP_BYTES_8>();
-            for row in 0..self.rows.count {
+            for row in self.pass.clone() {
                 let mut low = [0; GROUP];
                 for (s, step) in steps.iter().enumerate() {
                     // SAFETY: a step of a row, of plain numbers.
