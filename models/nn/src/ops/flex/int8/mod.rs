@@ -167,49 +167,44 @@ impl Operand for Quantized<'_> {
     unsafe fn run(self, unit: Unit, part: Part<'_, Rows>, out: Out<'_>) {
         let op = self;
         let Part { rows, pass, pairs } = part;
+        #[cfg(target_arch = "x86_64")]
         let tiles = pass.start / rows.width..pass.end.div_ceil(rows.width);
-        #[cfg(target_arch = "x86_64")]
-        if unit == Unit::Tiles {
-            // SAFETY: the machine has a matrix unit; tasks do not nest.
-            let _tiles = unsafe { amx::int8::tiles(rows.width) };
-            let mut sums = amx::int8::Sums::new(rows, tiles.len());
-            each::<GROUPS>(op, pairs, |slabs| {
-                // Four bits are unpacked into a buffer that is in the cache.
-                let next = slabs.last().filter(|_| op.packing.kind == Quantization::Q8);
-                let next = next.map(|slab| slab.numbers.as_ptr_range().end);
-                // SAFETY: as above; the rest is the caller's promise.
-                unsafe { amx::int8::multiply(rows, tiles.clone(), slabs, next, &mut sums, out) }
-            });
-            return;
-        }
-        #[cfg(target_arch = "x86_64")]
-        if unit == Unit::Fours && op.packing.kind == Quantization::Q4 && rows.count <= vnni::FEW {
-            let size = op.packing.group_bytes();
-            for group in groups(op, &pairs) {
-                let slab = slab(op, group, &op.data[group * size..][..size]);
-                // SAFETY: the machine has the instructions; the rest is the caller's promise.
-                unsafe { vnni::few(rows, slab, out) };
-            }
-            return;
-        }
-        #[cfg(target_arch = "x86_64")]
-        if unit == Unit::Fours {
-            let mut room = vnni::Room::new(rows, tiles.len());
-            each::<{ vnni::GROUPS }>(op, pairs, |slabs| {
-                // SAFETY: as above.
-                unsafe { vnni::multiply(rows, tiles.clone(), slabs, &mut room, out) }
-            });
-            return;
-        }
-        let level = match unit {
-            Unit::Widened(level) => level,
+        match unit {
+            Unit::Widened(level) => each::<GROUPS>(op, pairs, |slabs| {
+                // SAFETY: the caller's promise.
+                unsafe { widened::multiply(level, rows, pass.clone(), slabs, out) };
+            }),
             #[cfg(target_arch = "x86_64")]
-            Unit::Fours | Unit::Tiles => unreachable!("taken above"),
-        };
-        each::<GROUPS>(op, pairs, |slabs| {
-            // SAFETY: the caller's promise.
-            unsafe { widened::multiply(level, rows, pass.clone(), slabs, out) };
-        });
+            Unit::Fours if op.packing.kind == Quantization::Q4 && rows.count <= vnni::FEW => {
+                let size = op.packing.group_bytes();
+                for group in groups(op, &pairs) {
+                    let slab = slab(op, group, &op.data[group * size..][..size]);
+                    // SAFETY: the machine has the instructions; the rest is the caller's promise.
+                    unsafe { vnni::few(rows, slab, out) };
+                }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Unit::Fours => {
+                let mut room = vnni::Room::new(rows, tiles.len());
+                each::<{ vnni::GROUPS }>(op, pairs, |slabs| {
+                    // SAFETY: as above.
+                    unsafe { vnni::multiply(rows, tiles.clone(), slabs, &mut room, out) }
+                });
+            }
+            #[cfg(target_arch = "x86_64")]
+            Unit::Tiles => {
+                // SAFETY: the machine has a matrix unit; tasks do not nest.
+                let _tiles = unsafe { amx::int8::tiles(rows.width) };
+                let mut sums = amx::int8::Sums::new(rows, tiles.len());
+                each::<GROUPS>(op, pairs, |slabs| {
+                    // Four bits are unpacked into a buffer that is in the cache.
+                    let next = slabs.last().filter(|_| op.packing.kind == Quantization::Q8);
+                    let next = next.map(|slab| slab.numbers.as_ptr_range().end);
+                    // SAFETY: as above; the rest is the caller's promise.
+                    unsafe { amx::int8::multiply(rows, tiles.clone(), slabs, next, &mut sums, out) }
+                });
+            }
+        }
     }
 }
 

@@ -86,7 +86,7 @@ pub(in super::super) fn turned([a, b, c, d]: [__m512i; LINES]) -> [__m512i; LINE
 /// A group at four bits for a few rows, which are one tile.
 ///
 /// # Safety
-/// As of [`multiply`]; the slab's numbers are of four bits.
+/// As of [`super::multiply`]; the slab's numbers are of four bits.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(in super::super) unsafe fn few(rows: &Rows, slab: Slab<'_>, out: Out<'_>) {
     // SAFETY: what the caller promised.
