@@ -3,17 +3,36 @@
 
 use super::simd::Isa;
 
+// Adding and taking away 1.5 * 2^23 rounds to a whole number, whose value is in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
 /// `e^x`, within 2 units in the last place; 0 and infinity beyond the range of `f32`.
 #[inline(always)]
 pub(super) fn exp<I: Isa>(x: f32) -> f32 {
-    // Adding and taking away 1.5 * 2^23 rounds to a whole number, whose value is in the low bits.
-    const ROUND: f32 = 12_582_912.0;
-    // ln 2 in two parts; the product of the first and a whole number of the range is exact.
-    const LN2_HIGH: f32 = 0.693_145_75;
-    const LN2_LOW: f32 = 1.428_606_8e-6;
     // Comparisons that keep NaN, unlike `f32::clamp`'s vector form.
     let x = if x < -106.0 { -106.0 } else { x };
     let x = if x > 90.0 { 90.0 } else { x };
+    let (p, n) = reduced::<I>(x);
+    // 2^n as two factors: the result may be subnormal, or n 128.
+    let half = n >> 1;
+    p * power(half) * power(n - half)
+}
+
+/// [`exp`] of what is not above 0; below -87.7, where it would be subnormal, 0. One factor less.
+#[inline(always)]
+pub(super) fn exp_down<I: Isa>(x: f32) -> f32 {
+    // There n is -127, and that power is 0.
+    let x = if x < -88.0 { -88.0 } else { x };
+    let (p, n) = reduced::<I>(x);
+    p * power(n)
+}
+
+/// `e^x` as a number in about 0.7 to 1.4 and a power of 2.
+#[inline(always)]
+fn reduced<I: Isa>(x: f32) -> (f32, i32) {
+    // ln 2 in two parts; the product of the first and a whole number of the range is exact.
+    const LN2_HIGH: f32 = 0.693_145_75;
+    const LN2_LOW: f32 = 1.428_606_8e-6;
     let shifted = I::mul_add(x, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
     let r = I::mul_add(n, -LN2_HIGH, x);
@@ -24,11 +43,13 @@ pub(super) fn exp<I: Isa>(x: f32) -> f32 {
     let q = I::mul_add(q, r, 0.166_665_2);
     let q = I::mul_add(q, r, 0.499_999_94);
     let p = I::mul_add(q * r, r, r) + 1.0;
-    // 2^n as two factors: the result may be subnormal, or n 128.
-    let n = shifted.to_bits() as i32 - ROUND.to_bits() as i32;
-    let half = n >> 1;
-    let power = |n: i32| f32::from_bits(((n + 127) << 23) as u32);
-    p * power(half) * power(n - half)
+    (p, shifted.to_bits() as i32 - ROUND.to_bits() as i32)
+}
+
+/// `2^n` for -127 (which gives 0) to 127.
+#[inline(always)]
+fn power(n: i32) -> f32 {
+    f32::from_bits(((n + 127) << 23) as u32)
 }
 
 /// `1 / (1 + e^-x)`

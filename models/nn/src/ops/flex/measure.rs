@@ -10,6 +10,7 @@
 //! memory, as a model's do.
 
 use super::{
+    attention::{Attention, Sequence, attention_bf16},
     bf16::{self, Unit},
     gemm::Affine,
     int8::{self, Quantized},
@@ -19,6 +20,7 @@ use super::{
 };
 use crate::ops::Quantization;
 use crate::ops::quantized::{GROUP, Packing};
+use half::bf16 as Bf16;
 use rayon::prelude::*;
 use std::hint::black_box;
 use std::time::Instant;
@@ -63,6 +65,14 @@ impl Limit {
         let have = |limit: &Self| limit.burst().is_some();
         let of_bytes = [Self::TilesOfBytes, Self::Fours];
         of_bytes.into_iter().find(have).unwrap_or(Self::Singles)
+    }
+
+    /// The best for `bf16` in attention, whose kernels are for numbers and for tiles.
+    fn of_attention() -> Self {
+        match Self::Tiles.burst() {
+            Some(_) => Self::Tiles,
+            None => Self::Singles,
+        }
     }
 
     fn burst(self) -> Option<limits::Burst> {
@@ -204,5 +214,69 @@ fn near_its_limits() {
                 .measure(pool);
             }
         }
+    }
+}
+
+/// `[queries, context, heads, kv_heads, head_dim]` and whether it is causal: a tower, prefills, and a
+/// token.
+const ATTENTIONS: [([usize; 5], bool); 5] = [
+    ([577, 577, 16, 16, 64], false),
+    ([608, 608, 16, 8, 64], true),
+    ([2371, 2371, 16, 8, 64], true),
+    ([1, 608, 16, 8, 64], true),
+    ([1, 32768, 16, 8, 64], true),
+];
+
+#[test]
+#[ignore = "a measurement of some seconds"]
+fn attends_near_its_limits() {
+    let limit = Limit::of_attention();
+    for (shape, causal) in ATTENTIONS {
+        let [queries, context, heads, kv_heads, head_dim] = shape;
+        let q: Vec<f32> = (0..queries * heads * head_dim)
+            .map(|i| (i as f32 * 0.37).sin() * 2.0)
+            .collect();
+        let cache: Vec<Bf16> = (0..context * kv_heads * head_dim)
+            .map(|i| Bf16::from_f32((i as f32 * 0.73).sin() * 2.0))
+            .collect();
+        let mut out = vec![0.0; q.len()];
+        let (mut rate, mut seconds) = (0.0f64, f64::INFINITY);
+        for _ in 0..6 {
+            rate = rate.max(limit.measure().unwrap_or(f64::NAN));
+            let run = best(5, || {
+                let op = Attention {
+                    q: &q,
+                    keys: &cache,
+                    values: &cache,
+                    heads,
+                    kv_heads,
+                    head_dim,
+                    block_size: context,
+                    scale: 0.125,
+                    causal,
+                    window: None,
+                };
+                let sequence = Sequence {
+                    queries,
+                    context,
+                    blocks: &[0],
+                };
+                attention_bf16(op, &[sequence], &mut out);
+                black_box(&out);
+            });
+            seconds = seconds.min(run);
+        }
+        let keys = match causal {
+            true => (0..queries).map(|i| context - i).sum(),
+            false => queries * context,
+        };
+        let work = 2.0 * (keys * heads * head_dim) as f64;
+        println!(
+            "attention {shape:?} causal {causal:5}: {:8.3} ms, {:6.0} Gop/s, {:5.1}% of {limit:?}; {:5.1} GB/s",
+            seconds * 1e3,
+            2.0 * work / seconds / 1e9,
+            100.0 * work / seconds / rate,
+            4.0 * cache.len() as f64 / seconds / 1e9,
+        );
     }
 }

@@ -325,14 +325,17 @@ fn transposing_exchanges_rows_and_columns() {
 struct Functions<'a> {
     x: &'a [f32],
     exp: &'a mut [f32],
+    exp_down: &'a mut [f32],
     erf: &'a mut [f32],
 }
 
 impl Kernel for Functions<'_> {
     #[inline(always)]
     fn run<I: Isa>(self) {
-        for ((x, exp), erf) in self.x.iter().zip(self.exp).zip(self.erf) {
+        let outs = self.exp.iter_mut().zip(self.exp_down).zip(self.erf);
+        for (x, ((exp, exp_down), erf)) in self.x.iter().zip(outs) {
             *exp = math::exp::<I>(*x);
+            *exp_down = math::exp_down::<I>(*x);
             *erf = math::erf::<I>(*x);
         }
     }
@@ -357,17 +360,25 @@ fn polynomials_are_as_good_as_they_say() {
     let x: Vec<f32> = (-1_300_000..1_000_000).map(|i| i as f32 * 1e-4).collect();
     for level in Level::available() {
         let (mut exp, mut erf) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        let mut exp_down = exp.clone();
         run_at(
             level,
             Functions {
                 x: &x,
                 exp: &mut exp,
+                exp_down: &mut exp_down,
                 erf: &mut erf,
             },
         );
         let (mut worst_exp, mut worst_erf) = (0.0f64, 0.0f64);
-        for ((x, exp), erf) in x.iter().zip(&exp).zip(&erf) {
+        for (x, ((exp, exp_down), erf)) in x.iter().zip(exp.iter().zip(&exp_down).zip(&erf)) {
             let expected = f64::from(*x).exp();
+            match x {
+                ..-87.7 => assert_eq!(*exp_down, 0.0),
+                ..-87.6 => assert!(*exp_down <= f32::MIN_POSITIVE),
+                ..=0.0 => assert_eq!(exp_down, exp),
+                _ => {}
+            }
             if expected > f64::from(f32::MAX) {
                 assert_eq!(*exp, f32::INFINITY);
             } else {
@@ -382,17 +393,19 @@ fn polynomials_are_as_good_as_they_say() {
         assert!(worst_exp <= 2.0, "{level:?}: exp is {worst_exp} units off");
         assert!(worst_erf <= 1.3e-7, "{level:?}: erf is {worst_erf} off");
         let x = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0];
-        let (mut exp, mut erf) = ([1.0; 4], [1.0; 4]);
+        let (mut exp, mut exp_down, mut erf) = ([1.0; 4], [1.0; 4], [1.0; 4]);
         run_at(
             level,
             Functions {
                 x: &x,
                 exp: &mut exp,
+                exp_down: &mut exp_down,
                 erf: &mut erf,
             },
         );
-        assert!(exp[0].is_nan() && erf[0].is_nan());
+        assert!(exp[0].is_nan() && exp_down[0].is_nan() && erf[0].is_nan());
         assert_eq!(exp[1..], [f32::INFINITY, 0.0, 1.0]);
+        assert_eq!(exp_down[2..], [0.0, 1.0]);
         assert_eq!(erf[1..], [1.0, -1.0, 0.0]);
     }
 }

@@ -198,9 +198,10 @@ impl Work {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     unsafe fn load(&mut self, task: &Task<'_, bf16>, head: usize, seen: Range<usize>, base: usize) {
         let dim = self.dim;
+        let places = task.places(seen.clone());
         let mut at = [None; TILE];
         for position in seen {
-            at[position - base] = Some(task.place(position, head));
+            at[position - base] = Some(places[position - base] + head * dim);
         }
         let width = self.steps * STEP;
         let keys: *mut bf16 = self.keys.as_mut_ptr().cast();
