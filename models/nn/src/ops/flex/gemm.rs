@@ -88,8 +88,10 @@ pub(super) fn linear_at<E: Element>(
     out
 }
 
-/// Rows as they are read. Few are filled with zeros up to whole groups of 16; of many, each span has
-/// its lanes, a lane the rows, and a row `depth` elements, of which the last span uses the first.
+/// Rows as they are read. Few are filled with zeros up to whole groups of 16, and a group's rows lie side
+/// by side: whole rows would often lie a power of two apart, where they drive each other out of the
+/// cache. Of many, each span has its lanes, a lane the rows, and a row `depth` elements, of which the
+/// last span uses the first.
 pub(super) struct Rows {
     numbers: Vec<Room>,
     count: usize,
@@ -152,10 +154,9 @@ impl Rows {
         self.numbers.as_ptr().cast::<f32>().wrapping_add(at)
     }
 
-    /// Group `at` of a row, of few.
+    /// Group `at` of a row, of few; the next group is `count` groups further on.
     fn group(&self, row: usize, at: usize) -> *const f32 {
-        let groups = self.k.div_ceil(LANES);
-        let at = (row * groups + at) * LANES;
+        let at = (at * self.count + row) * LANES;
         self.numbers.as_ptr().cast::<f32>().wrapping_add(at)
     }
 }
@@ -189,8 +190,11 @@ impl Kernel for Pack<'_> {
             // SAFETY: this row's place, which no other task has; the buffer has whole squares.
             unsafe {
                 if self.count <= FEW {
-                    let to = self.to.add((self.first + r) * groups * LANES);
-                    to.copy_from_nonoverlapping(row.as_ptr(), groups * LANES);
+                    for group in 0..groups {
+                        let group_of_row = row.as_ptr().add(group * LANES);
+                        let to = self.to.add((group * self.count + self.first + r) * LANES);
+                        I::store(to, I::load(group_of_row));
+                    }
                     continue;
                 }
                 for group in (0..groups).step_by(LANES) {

@@ -162,17 +162,21 @@ unsafe fn finish<O: Operand>(
         _ => pool::threads(),
     };
     let pairs = |layer: &Layer<O>| layer.op.dims()[0].div_ceil(PAIR);
-    let all: usize = layers.iter().map(pairs).sum();
-    // A few tasks for each thread, so that one that is held up holds up little.
-    let width = match threads {
-        1 => all,
-        _ => all.div_ceil(threads * 4).next_multiple_of(SIDE_BY_SIDE),
-    };
+    let mut left: usize = layers.iter().map(pairs).sum();
+    // Ever smaller ones, so that threads end at about the same time though one of them is held up.
     let mut tasks: Vec<(usize, Range<usize>)> = Vec::new();
     for (at, layer) in layers.iter().enumerate() {
-        let end = pairs(layer);
-        let ranges = (0..end).step_by(width.max(1));
-        tasks.extend(ranges.map(|first| (at, first..end.min(first + width))));
+        let (mut first, end) = (0, pairs(layer));
+        while first < end {
+            let width = match threads {
+                1 => left,
+                _ => left.div_ceil(threads * 2).next_multiple_of(SIDE_BY_SIDE),
+            };
+            let width = width.min(end - first);
+            tasks.push((at, first..first + width));
+            first += width;
+            left -= width;
+        }
     }
     pool::each(tasks.len(), |task| {
         let (at, pairs) = &tasks[task];

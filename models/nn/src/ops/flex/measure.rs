@@ -2,7 +2,7 @@
 //! one, since kernels are private.
 //!
 //! ```text
-//! cargo test --release --workspace --locked --lib -- --ignored --nocapture near_its_limits
+//! cargo test --release --workspace --locked --lib -- --ignored --nocapture --test-threads 1 near_its_limits
 //! ```
 //!
 //! Limits and kernels take turns and the best of many short runs counts, so that what else the

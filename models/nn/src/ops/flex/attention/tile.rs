@@ -240,33 +240,20 @@ impl Tile {
             low = low.max(part.0);
             high = high.min(part.1);
         }
+        // Not a closure: it would be compiled for any machine.
         if low >= high {
-            let rows = weights
-                .chunks_exact(1)
-                .zip(parts)
-                .zip(acc.chunks_exact_mut(width));
-            for ((weights, part), acc) in rows {
-                self.add::<I, 1>(weights, *part, acc, width);
+            for (r, part) in parts.iter().enumerate() {
+                self.add::<I, 1>(&weights[r..], *part, &mut acc[r * width..], width);
             }
             return;
         }
-        let each = |acc: &mut [Lanes], before: bool| {
-            let rows = weights
-                .chunks_exact(1)
-                .zip(parts)
-                .zip(acc.chunks_exact_mut(width));
-            for ((weights, part), acc) in rows {
-                let part = if before {
-                    (part.0, low)
-                } else {
-                    (high, part.1)
-                };
-                self.add::<I, 1>(weights, part, acc, width);
-            }
-        };
-        each(acc, true);
+        for (r, part) in parts.iter().enumerate() {
+            self.add::<I, 1>(&weights[r..], (part.0, low), &mut acc[r * width..], width);
+        }
         self.add::<I, M>(weights, (low, high), acc, width);
-        each(acc, false);
+        for (r, part) in parts.iter().enumerate() {
+            self.add::<I, 1>(&weights[r..], (high, part.1), &mut acc[r * width..], width);
+        }
     }
 
     /// Adds the values `low..high`, weighted, to the sums of `M` rows.

@@ -7,36 +7,42 @@ use super::{
         memory::lines,
         simd::{Isa, LANES, Line, blocks},
     },
-    DEPTH, SPAN, Task,
+    FEW, SPAN, Task,
 };
+use std::ops::Range;
 
-/// Rows that go through weights together: of the others' they are in the cache.
+/// Rows that go through weights together where registers are narrow.
 const ROWS: usize = 6;
+/// Outputs after which the one is that is asked for: by then it has come from memory.
+const AHEAD: usize = 4;
+/// Bytes of rows that stay in the first-level cache while some outputs' weights go by.
+const NEAR: usize = 16 << 10;
 
 impl<E: Element> Task<'_, E> {
     #[inline(always)]
     pub(super) fn direct<I: Isa>(&self) {
-        let (count, n) = (self.part.rows.count, self.op.n);
-        let spans = self.op.k.div_ceil(SPAN);
+        let (count, n, k) = (self.part.rows.count, self.op.n, self.op.k);
+        let spans = k.div_ceil(SPAN);
         // Of each span, the rows, and of each row the lanes of 16 outputs.
         let mut lanes = vec![Line([0.0; LANES]); spans * count * LANES];
         let lanes: *mut f32 = lanes.as_mut_ptr().cast();
         let mut sums = lines(count * size_of::<Line>());
         let sums: *mut f32 = sums.as_mut_ptr().cast();
+        let most = if I::WIDE { FEW } else { ROWS };
+        let piece = (NEAR / size_of::<f32>() / count / LANES * LANES).clamp(LANES, SPAN);
         for output in
             (self.part.pairs.start * PAIR..n.min(self.part.pairs.end * PAIR)).step_by(LANES)
         {
             // SAFETY: room for the lanes of these outputs, and for the sums of a group.
             unsafe {
-                for (first, height) in blocks(count, ROWS) {
-                    let rows = (first, count);
-                    match height {
-                        1 => self.outputs::<I, 1>(output, rows, lanes),
-                        2 => self.outputs::<I, 2>(output, rows, lanes),
-                        3 => self.outputs::<I, 3>(output, rows, lanes),
-                        4 => self.outputs::<I, 4>(output, rows, lanes),
-                        5 => self.outputs::<I, 5>(output, rows, lanes),
-                        _ => self.outputs::<I, ROWS>(output, rows, lanes),
+                for start in (0..k).step_by(SPAN) {
+                    let end = k.min(start + SPAN);
+                    for at in (start..end).step_by(piece) {
+                        let elements = at..end.min(at + piece);
+                        for (first, height) in blocks(count, most) {
+                            let rows = (first, count);
+                            self.height::<I>(output, elements.clone(), rows, height, lanes);
+                        }
                     }
                 }
                 for row in 0..count {
@@ -62,82 +68,118 @@ impl<E: Element> Task<'_, E> {
         }
     }
 
-    /// The lanes of `M` rows, from `first` of `count` on, and 16 outputs, of all spans.
+    /// The lanes of so many rows, from the first of `rows` of them all on, and 16 outputs, of a piece of a
+    /// span.
     ///
     /// # Safety
-    /// There is room for them.
+    /// There is room for them; of a span's further pieces, they are there.
     #[inline(always)]
-    unsafe fn outputs<I: Isa, const M: usize>(
+    unsafe fn height<I: Isa>(
         &self,
         output: usize,
-        (first, count): (usize, usize),
+        piece: Range<usize>,
+        rows: (usize, usize),
+        height: usize,
         lanes: *mut f32,
     ) {
-        let spans = self.op.k.div_ceil(SPAN);
-        // As many as registers hold the sums of.
-        let side = match M {
-            _ if I::WIDE => 4,
-            ..=3 => 2,
-            _ => 1,
-        };
-        for at in (0..LANES.min(self.op.n - output)).step_by(side) {
-            for span in 0..spans {
-                // SAFETY: the caller's promise; 16 is a multiple of each of these.
-                unsafe {
-                    let to = lanes.add(((span * count + first) * LANES + at) * LANES);
-                    match side {
-                        4 => self.span::<I, M, 4>(output + at, first, span, to),
-                        2 => self.span::<I, M, 2>(output + at, first, span, to),
-                        _ => self.span::<I, M, 1>(output + at, first, span, to),
-                    }
+        // SAFETY: the caller's promise. Two outputs side by side, or four, are as many as registers hold
+        // the sums of; 16 is a multiple of each.
+        unsafe {
+            if I::WIDE {
+                match height {
+                    1 => self.outputs::<I, 1, 4>(output, piece, rows, lanes),
+                    2 => self.outputs::<I, 2, 4>(output, piece, rows, lanes),
+                    3 => self.outputs::<I, 3, 4>(output, piece, rows, lanes),
+                    4 => self.outputs::<I, 4, 4>(output, piece, rows, lanes),
+                    5 => self.outputs::<I, 5, 4>(output, piece, rows, lanes),
+                    6 => self.outputs::<I, 6, 4>(output, piece, rows, lanes),
+                    7 => self.outputs::<I, 7, 2>(output, piece, rows, lanes),
+                    8 => self.outputs::<I, 8, 2>(output, piece, rows, lanes),
+                    9 => self.outputs::<I, 9, 2>(output, piece, rows, lanes),
+                    10 => self.outputs::<I, 10, 2>(output, piece, rows, lanes),
+                    11 => self.outputs::<I, 11, 2>(output, piece, rows, lanes),
+                    _ => self.outputs::<I, FEW, 2>(output, piece, rows, lanes),
+                }
+            } else {
+                match height {
+                    1 => self.outputs::<I, 1, 2>(output, piece, rows, lanes),
+                    2 => self.outputs::<I, 2, 2>(output, piece, rows, lanes),
+                    3 => self.outputs::<I, 3, 2>(output, piece, rows, lanes),
+                    4 => self.outputs::<I, 4, 1>(output, piece, rows, lanes),
+                    5 => self.outputs::<I, 5, 1>(output, piece, rows, lanes),
+                    _ => self.outputs::<I, ROWS, 1>(output, piece, rows, lanes),
                 }
             }
         }
     }
 
-    /// The lanes of a span of `M` rows, from `first` on, and up to `N` outputs, a row's 16 lines further on.
+    /// [`height`](Self::height) `M`, `N` outputs at a time.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn outputs<I: Isa, const M: usize, const N: usize>(
+        &self,
+        output: usize,
+        piece: Range<usize>,
+        (first, count): (usize, usize),
+        lanes: *mut f32,
+    ) {
+        for at in (0..LANES.min(self.op.n - output)).step_by(N) {
+            let to = ((piece.start / SPAN * count + first) * LANES + at) * LANES;
+            // SAFETY: the caller's promise.
+            unsafe { self.piece::<I, M, N>(output + at, first, piece.clone(), lanes.add(to)) };
+        }
+    }
+
+    /// The lanes of a piece of `M` rows, from `first` on, and up to `N` outputs, a row's 16 lines further on.
     ///
     /// # Safety
     /// There is such an output, and room for all.
     #[inline(always)]
-    unsafe fn span<I: Isa, const M: usize, const N: usize>(
+    unsafe fn piece<I: Isa, const M: usize, const N: usize>(
         &self,
         output: usize,
         first: usize,
-        span: usize,
+        piece: Range<usize>,
         to: *mut f32,
     ) {
         let (n, k) = (self.op.n, self.op.k);
-        let start = span * SPAN;
-        let elements = SPAN.min(k - start);
+        let elements = piece.len();
         let mut weights = [std::ptr::null::<E>(); N];
         for o in 0..N {
             // An output that is not there may be any other: nobody looks at it.
             let output = if output + o < n { output + o } else { output };
-            weights[o] = self.op.weight[output * k + start..][..elements].as_ptr();
+            weights[o] = self.op.weight[output * k..][piece.clone()].as_ptr();
         }
         // SAFETY: the groups of these rows and outputs; what is fetched need not be there.
         unsafe {
             let zero = I::splat(&0.0);
-            let mut x = [std::ptr::null(); M];
-            for r in 0..M {
-                x[r] = self.part.rows.group(first + r, span * DEPTH);
-            }
+            let mut x = self.part.rows.group(first, piece.start / LANES);
+            let stride = self.part.rows.count * LANES;
             let mut sums = [[zero; N]; M];
+            if !piece.start.is_multiple_of(SPAN) {
+                for r in 0..M {
+                    for o in 0..N {
+                        sums[r][o] = I::load(to.add((r * LANES + o) * LANES));
+                    }
+                }
+            }
             for g in 0..elements / LANES {
                 let mut w = [zero; N];
                 for o in 0..N {
                     let at = weights[o].add(g * LANES);
                     w[o] = E::load::<I>(at);
-                    // The next outputs lie behind these.
-                    I::fetch(at.wrapping_add(N * k));
+                    // Further outputs lie behind these.
+                    I::fetch_near(at.wrapping_add(AHEAD * k));
                 }
                 for r in 0..M {
-                    let x = I::load(x[r].add(g * LANES));
+                    let x = I::load(x.add(r * LANES));
                     for o in 0..N {
                         sums[r][o] = I::fma(x, w[o], sums[r][o]);
                     }
                 }
+                x = x.wrapping_add(stride);
             }
             if !elements.is_multiple_of(LANES) {
                 let g = elements / LANES;
@@ -147,7 +189,7 @@ impl<E: Element> Task<'_, E> {
                     from.copy_to_nonoverlapping(rest.as_mut_ptr(), elements % LANES);
                     let w = E::load::<I>(rest.as_ptr());
                     for r in 0..M {
-                        sums[r][o] = I::fma(I::load(x[r].add(g * LANES)), w, sums[r][o]);
+                        sums[r][o] = I::fma(I::load(x.add(r * LANES)), w, sums[r][o]);
                     }
                 }
             }
