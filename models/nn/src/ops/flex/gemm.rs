@@ -244,7 +244,7 @@ impl<E: Element> Operand for Affine<'_, E> {
     }
 
     fn pass(_: Level, rows: &Rows) -> usize {
-        rows.count.div_ceil(rows.count.div_ceil(PASS).max(1)).max(1)
+        simd::height(rows.count, PASS)
     }
 
     unsafe fn run(self, unit: Level, part: Part<'_, Rows>, out: Out<'_>) {

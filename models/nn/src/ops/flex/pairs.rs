@@ -8,6 +8,7 @@ use super::{
     gemm::Affine,
     memory::{Floats, Line, Raw, Room, lines},
     pool,
+    simd::height,
 };
 use half::bf16;
 use std::arch::x86_64::{
@@ -179,8 +180,7 @@ impl Task<'_> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     unsafe fn pass(&self, rows: Range<usize>, panel: Range<usize>, pass: Pass) {
-        // Blocks of about the same height, rather than a few rows left over.
-        let height = rows.len().div_ceil(rows.len().div_ceil(ROWS));
+        let height = height(rows.len(), ROWS);
         for i in rows.clone().step_by(height) {
             let mut j = panel.start;
             while j < panel.end {

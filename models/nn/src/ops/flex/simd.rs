@@ -575,6 +575,12 @@ fn avx512(kernel: impl Kernel) {
     kernel.run::<Avx512>();
 }
 
+/// The height of the highest of [`blocks`]; 1 where there are no rows.
+#[inline(always)]
+pub(super) fn height(count: usize, most: usize) -> usize {
+    count.div_ceil(count.div_ceil(most).max(1)).max(1)
+}
+
 /// Splits rows into as few blocks as there can be, of about the same height: the first row and the
 /// height of each.
 #[inline(always)]

@@ -10,6 +10,7 @@ use super::{
         int8::{Rows, Slab, write},
         layers::Out,
         memory::{Line, lines},
+        simd::height,
     },
     Tiles, cursor,
 };
@@ -61,9 +62,7 @@ pub(in super::super) fn block(rows: &Rows) -> usize {
     const BYTES: usize = 5 << 18;
     let tile = rows.width * rows.steps * STEP;
     let most = (BYTES / tile / 2).max(1) * 2;
-    rows.tiles
-        .div_ceil(rows.tiles.div_ceil(most))
-        .next_multiple_of(2)
+    height(rows.tiles, most).next_multiple_of(2)
 }
 
 /// Some groups for some tiles of rows.

@@ -13,6 +13,7 @@ use super::{
     super::{
         memory::{Floats, Room, lines},
         pool,
+        simd::height,
     },
     Tiles, cursor,
     cursor::Cursor,
@@ -250,7 +251,7 @@ impl<'a> Job<'a> {
         let pairs = self.x.groups.div_ceil(2);
         let steps = self.x.steps;
         let most = if steps <= DEPTH { BLOCK } else { BLOCK / 2 };
-        let block = pairs.div_ceil(pairs.div_ceil(most));
+        let block = height(pairs, most);
         let count = panels.len();
         // Of the pairs of a block; where K takes several passes, of all panels.
         let kept = if steps <= DEPTH { block } else { count * block };

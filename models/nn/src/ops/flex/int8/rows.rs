@@ -63,8 +63,8 @@ impl Rows {
     pub(in super::super) fn new(x: &[f32], k: usize, norm: Option<Norm<'_>>) -> Self {
         assert_eq!(x.len() % k, 0, "whole rows");
         let count = x.len() / k;
-        let tiles = count.div_ceil(most());
-        let width = count.div_ceil(tiles);
+        let width = simd::height(count, most());
+        let tiles = count.div_ceil(width);
         let steps = k.div_ceil(STEP);
         let mut rows = Self {
             numbers: Vec::with_capacity(tiles * width * steps),

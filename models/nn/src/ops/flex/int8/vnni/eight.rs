@@ -13,7 +13,7 @@ use super::{
 use crate::ops::flex::{
     layers::{self, Out, PAIR},
     memory::{Line, lines},
-    simd::blocks,
+    simd::{blocks, height},
 };
 use crate::ops::quantized::{GROUP, LINE, STEP, STEP_BYTES_8};
 use std::arch::x86_64::{
@@ -57,8 +57,7 @@ impl Room {
 pub(in super::super) fn pass(rows: &Rows) -> usize {
     /// Rows.
     const MOST: usize = 640;
-    let most = MOST / rows.width;
-    rows.tiles.div_ceil(rows.tiles.div_ceil(most))
+    height(rows.tiles, MOST / rows.width)
 }
 
 /// Some groups at eight bits for some tiles of rows, for which there is room.
