@@ -68,10 +68,8 @@ impl<E: Element> Kernel for Task<'_, E> {
                 queries.extend(self.query(head, row).iter().map(|q| q * op.scale));
             }
         }
-        let seen: Vec<(usize, usize)> = (0..tokens).map(|token| self.seen(token)).collect();
-        let seen: Vec<_> = seen
-            .iter()
-            .flat_map(|s| std::iter::repeat_n(s, group))
+        let seen: Vec<_> = (0..tokens)
+            .flat_map(|token| std::iter::repeat_n(self.seen(token), group))
             .collect();
 
         // Positions only grow with the row, and so do both ends of what a row sees.
