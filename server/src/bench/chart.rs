@@ -73,15 +73,16 @@ pub(crate) fn svg(report: &Report) -> Result<String, std::fmt::Error> {
         )?;
     }
     if let Some(growth) = &report.growth {
-        let milliseconds = |points: &[(usize, f64)]| -> Vec<(usize, f64)> {
-            points.iter().map(|(at, s)| (*at, 1e3 * s)).collect()
-        };
+        let by_context: Vec<(usize, f64)> = growth
+            .by_context
+            .iter()
+            .map(|(context, step)| (*context, 1e3 * step.seconds))
+            .collect();
         let by_batch: Vec<(usize, f64)> = growth
             .by_batch
             .iter()
-            .map(|(batch, s)| (*batch, 1e3 * s / *batch as f64))
+            .map(|(batch, step)| (*batch, 1e3 * step.seconds / *batch as f64))
             .collect();
-        let by_context = milliseconds(&growth.by_context);
         curve(&mut out, (0.0, bottom), "tokens of context", &by_context)?;
         let right = (WIDTH / 2.0, bottom);
         curve(&mut out, right, "sequences of a step", &by_batch)?;

@@ -1,8 +1,10 @@
 //! What a new token costs as contexts get longer and batches larger.
 
-use super::{median, timed};
+use super::{Phase, median, timed};
 use anyhow::Result;
 use kiln_engine::Stages;
+use kiln_nn::ops::limits::Limits;
+use kiln_nn::work;
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -12,13 +14,14 @@ const BATCHES: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
 const SHORT: usize = 512;
 const REPEAT: usize = 5;
 
-/// Seconds of a step.
+/// Steps at one new token a sequence. Each comes with its work: what it grows by, and which limit
+/// holds there.
 #[derive(Debug, Clone)]
 pub(crate) struct Growth {
     /// Of one sequence, by context.
-    pub(crate) by_context: Vec<(usize, f64)>,
+    pub(crate) by_context: Vec<(usize, Phase)>,
     /// Of so many sequences of 512 tokens.
-    pub(crate) by_batch: Vec<(usize, f64)>,
+    pub(crate) by_batch: Vec<(usize, Phase)>,
 }
 
 impl Growth {
@@ -28,16 +31,18 @@ impl Growth {
 
     /// # Errors
     /// What the model answers.
-    pub(crate) fn measure(stages: &mut Stages) -> Result<Self> {
-        let mut step = |batch, context| -> Result<f64> {
+    pub(crate) fn measure(stages: &mut Stages, limits: &Limits) -> Result<Self> {
+        let mut step = |batch, context| -> Result<Phase> {
             let mut times = vec![];
+            let mut done = work::take();
             for _ in 0..=REPEAT {
-                let (done, took) = timed(|| stages.decode_batch(batch, context));
-                done?;
+                let (ran, took) = timed(|| stages.decode_batch(batch, context));
+                ran?;
                 times.push(took.as_secs_f64());
+                done = work::take();
             }
             times.remove(0);
-            Ok(median(times))
+            Ok(Phase::new("step", median(times), done, limits))
         };
         Ok(Self {
             by_context: CONTEXTS
@@ -52,22 +57,39 @@ impl Growth {
     }
 
     pub(crate) fn json(&self) -> Value {
-        json!({ "seconds_by_context": self.by_context, "seconds_by_batch": self.by_batch })
+        let points = |name: &str, points: &[(usize, Phase)]| -> Value {
+            let point = |(at, step): &(usize, Phase)| {
+                let mut point = step.json();
+                point[name] = json!(at);
+                point
+            };
+            points.iter().map(point).collect()
+        };
+        json!({
+            "by_context": points("context", &self.by_context),
+            "by_batch": points("batch", &self.by_batch),
+        })
     }
 
     pub(crate) fn table(&self, out: &mut String) -> std::fmt::Result {
-        writeln!(out, "\n{:>8}{:>16}", "context", "ms per token")?;
-        for (context, seconds) in &self.by_context {
-            writeln!(out, "{context:>8}{:>16.2}", 1e3 * seconds)?;
+        writeln!(
+            out,
+            "\n{:>8}{:>16}{:>10}{:>10}  limit",
+            "context", "ms per token", "Gop", "MB read"
+        )?;
+        for (context, step) in &self.by_context {
+            let ms = 1e3 * step.seconds;
+            writeln!(out, "{context:>8}{ms:>16.2}{}", step.beside())?;
         }
         writeln!(
             out,
-            "\n{:>8}{:>16}{:>16}",
-            "batch", "ms per step", "ms per token"
+            "\n{:>8}{:>16}{:>10}{:>10}  limit, ms per token",
+            "batch", "ms per step", "Gop", "MB read"
         )?;
-        for (batch, seconds) in &self.by_batch {
-            let step = 1e3 * seconds;
-            writeln!(out, "{batch:>8}{step:>16.2}{:>16.2}", step / *batch as f64)?;
+        for (batch, step) in &self.by_batch {
+            let ms = 1e3 * step.seconds;
+            let each = ms / *batch as f64;
+            writeln!(out, "{batch:>8}{ms:>16.2}{}, {each:.2}", step.beside())?;
         }
         Ok(())
     }

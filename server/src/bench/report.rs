@@ -52,6 +52,30 @@ impl Phase {
             "bytes read"
         }
     }
+
+    pub(super) fn json(&self) -> Value {
+        let fraction = self.fraction();
+        json!({
+            "name": self.name,
+            "seconds": self.seconds,
+            "operations": self.work.operations(),
+            "bytes": self.work.bytes,
+            "fraction_of_limit": fraction,
+            "limit": fraction.map(|_| self.bound()),
+        })
+    }
+
+    /// What a table has beside the time: operations, bytes, and the fraction of a limit.
+    pub(super) fn beside(&self) -> String {
+        let limit = self.fraction().map_or_else(String::new, |fraction| {
+            format!("{:.0}% of {}", 100.0 * fraction, self.bound())
+        });
+        format!(
+            "{:>10.1}{:>10.1}  {limit}",
+            self.work.operations() as f64 / 1e9,
+            self.work.bytes as f64 / 1e6,
+        )
+    }
 }
 
 /// Requests at once.
@@ -84,15 +108,7 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn json(&self) -> Value {
-        let phases = self.phases.iter().map(|phase| {
-            json!({
-                "name": phase.name,
-                "seconds": phase.seconds,
-                "operations": phase.work.operations(),
-                "bytes": phase.work.bytes,
-                "fraction_of_limit": phase.fraction(),
-            })
-        });
+        let phases = self.phases.iter().map(Phase::json);
         let runs = self.runs.iter().map(|run| {
             json!({
                 "concurrency": run.concurrency,
@@ -162,19 +178,8 @@ impl Report {
             "phase", "ms", "Gop", "MB read"
         )?;
         for phase in &self.phases {
-            let work = &phase.work;
-            let ops = work.operations();
-            let limit = phase.fraction().map_or_else(String::new, |fraction| {
-                format!("{:.0}% of {}", 100.0 * fraction, phase.bound())
-            });
-            writeln!(
-                out,
-                "{:<22}{:>12.3}{:>10.1}{:>10.1}  {limit}",
-                phase.name,
-                1e3 * phase.seconds,
-                giga(ops as f64),
-                work.bytes as f64 / 1e6,
-            )?;
+            let (ms, beside) = (1e3 * phase.seconds, phase.beside());
+            writeln!(out, "{:<22}{ms:>12.3}{beside}", phase.name)?;
         }
         writeln!(
             out,

@@ -45,7 +45,7 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
     let growth = if args.growth {
         let model = load(&checkpoint, &options)?;
         let mut stages = model.stages(Growth::POSITIONS, args.cache.max_batched_tokens)?;
-        Some(Growth::measure(&mut stages)?)
+        Some(Growth::measure(&mut stages, &limits)?)
     } else {
         None
     };

@@ -209,6 +209,11 @@ fn phases(out: &mut String, name: &str, details: &Value) -> std::fmt::Result {
     Ok(())
 }
 
+/// A number of an object; NaN where it has none.
+fn number(value: &Value, key: &str) -> f64 {
+    value[key].as_f64().unwrap_or(f64::NAN)
+}
+
 /// What clients see of the servers, Kiln's beside the engine alone.
 fn served<'a>(
     out: &mut String,
@@ -218,7 +223,6 @@ fn served<'a>(
     let Some((_, own)) = servers.first() else {
         return Ok(());
     };
-    let number = |value: &Value, key: &str| value[key].as_f64().unwrap_or(f64::NAN);
     let most = own["concurrency"].as_u64().unwrap_or(1) as usize;
     let alone =
         |concurrency, figure: fn(&Measured) -> f64| engine(concurrency).map_or(f64::NAN, figure);
@@ -320,22 +324,38 @@ fn grown(out: &mut String, details: &Value, args: &Args) -> std::fmt::Result {
          many sequences of 512.\n\n![ms per token by context and by batch]({chart})\n",
         args.shapes.first().map_or("", String::as_str),
     )?;
-    let points = |key: &str| -> Vec<(u64, f64)> {
-        let points = details["growth"][key].as_array().into_iter().flatten();
-        points
-            .filter_map(|point| Some((point[0].as_u64()?, 1e3 * point[1].as_f64()?)))
-            .collect()
+    let points = |key: &str| details["growth"][key].as_array().into_iter().flatten();
+    let beside = |step: &Value| {
+        format!(
+            "{:.1} | {:.1} | {:.0}% of {}",
+            1e-9 * number(step, "operations"),
+            1e-6 * number(step, "bytes"),
+            1e2 * number(step, "fraction_of_limit"),
+            step["limit"].as_str().unwrap_or_default(),
+        )
     };
-    writeln!(out, "| context | ms per token |\n|---|---|")?;
-    for (context, step) in points("seconds_by_context") {
-        writeln!(out, "| {context} | {step:.1} |")?;
+    writeln!(
+        out,
+        "A step reads the weights once, and the keys and values of each sequence: beside the time is what \
+         it multiplied and read, and how near that came to the limit that holds.\n\n\
+         | context | ms per token | Gop | MB read | of the limit |\n|---|---|---|---|---|"
+    )?;
+    for step in points("by_context") {
+        let (context, ms) = (&step["context"], 1e3 * number(step, "seconds"));
+        writeln!(out, "| {context} | {ms:.1} | {} |", beside(step))?;
     }
     writeln!(
         out,
-        "\n| batch | ms per step | ms per token |\n|---|---|---|"
+        "\n| batch | ms per step | ms per token | Gop | MB read | of the limit |\n|---|---|---|---|---|---|"
     )?;
-    for (batch, step) in points("seconds_by_batch") {
-        writeln!(out, "| {batch} | {step:.1} | {:.2} |", step / batch as f64)?;
+    for step in points("by_batch") {
+        let (batch, ms) = (number(step, "batch"), 1e3 * number(step, "seconds"));
+        writeln!(
+            out,
+            "| {batch} | {ms:.1} | {:.2} | {} |",
+            ms / batch,
+            beside(step)
+        )?;
     }
     Ok(())
 }
