@@ -29,7 +29,7 @@ pub(crate) fn svg(report: &Report) -> Result<String, std::fmt::Error> {
             } else {
                 (phase.name.to_owned(), 1.0)
             };
-            (name, phase.seconds * times, phase.fraction())
+            (name, phase.seconds * times, phase.fraction(&report.limits))
         })
         .collect();
     let longest = bars

@@ -31,18 +31,22 @@ impl Growth {
 
     /// # Errors
     /// What the model answers.
-    pub(crate) fn measure(stages: &mut Stages, limits: &Limits) -> Result<Self> {
+    pub(crate) fn measure(stages: &mut Stages) -> Result<Self> {
         let mut step = |batch, context| -> Result<Phase> {
             let mut times = vec![];
-            let mut done = work::take();
+            let mut work = work::take();
             for _ in 0..=REPEAT {
                 let (ran, took) = timed(|| stages.decode_batch(batch, context));
                 ran?;
                 times.push(took.as_secs_f64());
-                done = work::take();
+                work = work::take();
             }
             times.remove(0);
-            Ok(Phase::new("step", median(times), done, limits))
+            Ok(Phase {
+                name: "step",
+                seconds: median(times),
+                work,
+            })
         };
         Ok(Self {
             by_context: CONTEXTS
@@ -56,10 +60,10 @@ impl Growth {
         })
     }
 
-    pub(crate) fn json(&self) -> Value {
+    pub(crate) fn json(&self, limits: &Limits) -> Value {
         let points = |name: &str, points: &[(usize, Phase)]| -> Value {
             let point = |(at, step): &(usize, Phase)| {
-                let mut point = step.json();
+                let mut point = step.json(limits);
                 point[name] = json!(at);
                 point
             };
@@ -71,7 +75,7 @@ impl Growth {
         })
     }
 
-    pub(crate) fn table(&self, out: &mut String) -> std::fmt::Result {
+    pub(crate) fn table(&self, out: &mut String, limits: &Limits) -> std::fmt::Result {
         writeln!(
             out,
             "\n{:>8}{:>16}{:>10}{:>10}  limit",
@@ -79,7 +83,7 @@ impl Growth {
         )?;
         for (context, step) in &self.by_context {
             let ms = 1e3 * step.seconds;
-            writeln!(out, "{context:>8}{ms:>16.2}{}", step.beside())?;
+            writeln!(out, "{context:>8}{ms:>16.2}{}", step.beside(limits))?;
         }
         writeln!(
             out,
@@ -89,7 +93,11 @@ impl Growth {
         for (batch, step) in &self.by_batch {
             let ms = 1e3 * step.seconds;
             let each = ms / *batch as f64;
-            writeln!(out, "{batch:>8}{ms:>16.2}{}, {each:.2}", step.beside())?;
+            writeln!(
+                out,
+                "{batch:>8}{ms:>16.2}{}, {each:.2}",
+                step.beside(limits)
+            )?;
         }
         Ok(())
     }

@@ -12,13 +12,12 @@ pub(crate) struct Phase {
     pub(crate) name: &'static str,
     pub(crate) seconds: f64,
     pub(crate) work: Work,
-    /// The least that the machine could take for it, by its operations and by its bytes.
-    pub(crate) by_operations: f64,
-    pub(crate) by_bytes: f64,
 }
 
 impl Phase {
-    pub(crate) fn new(name: &'static str, seconds: f64, work: Work, limits: &Limits) -> Self {
+    /// The least that the machine could take for it in seconds: by its operations, and by its bytes.
+    fn least(&self, limits: &Limits) -> [f64; 2] {
+        let work = &self.work;
         let linear = work.f32_ops as f64 / limits.f32_ops
             + work.bf16_ops as f64 / limits.bf16_ops
             + work.int8_ops as f64 / limits.int8_ops;
@@ -29,46 +28,45 @@ impl Phase {
         } else {
             limits.f32_ops
         };
-        Self {
-            name,
-            seconds,
-            work,
-            by_operations: linear + work.attention_ops as f64 / rate,
-            by_bytes: work.bytes as f64 / limits.read_bytes,
-        }
+        [
+            linear + work.attention_ops as f64 / rate,
+            work.bytes as f64 / limits.read_bytes,
+        ]
     }
 
     /// The fraction of the limit that holds: operations or bytes, whichever takes longer. `None`
     /// where no operator ran.
-    pub(crate) fn fraction(&self) -> Option<f64> {
-        let least = self.by_operations.max(self.by_bytes);
+    pub(crate) fn fraction(&self, limits: &Limits) -> Option<f64> {
+        let [by_operations, by_bytes] = self.least(limits);
+        let least = by_operations.max(by_bytes);
         (least > 0.0).then(|| least / self.seconds)
     }
 
-    fn bound(&self) -> &'static str {
-        if self.by_operations >= self.by_bytes {
+    fn bound(&self, limits: &Limits) -> &'static str {
+        let [by_operations, by_bytes] = self.least(limits);
+        if by_operations >= by_bytes {
             "operations"
         } else {
             "bytes read"
         }
     }
 
-    pub(super) fn json(&self) -> Value {
-        let fraction = self.fraction();
+    pub(super) fn json(&self, limits: &Limits) -> Value {
+        let fraction = self.fraction(limits);
         json!({
             "name": self.name,
             "seconds": self.seconds,
             "operations": self.work.operations(),
             "bytes": self.work.bytes,
             "fraction_of_limit": fraction,
-            "limit": fraction.map(|_| self.bound()),
+            "limit": fraction.map(|_| self.bound(limits)),
         })
     }
 
     /// What a table has beside the time: operations, bytes, and the fraction of a limit.
-    pub(super) fn beside(&self) -> String {
-        let limit = self.fraction().map_or_else(String::new, |fraction| {
-            format!("{:.0}% of {}", 100.0 * fraction, self.bound())
+    pub(super) fn beside(&self, limits: &Limits) -> String {
+        let limit = self.fraction(limits).map_or_else(String::new, |fraction| {
+            format!("{:.0}% of {}", 100.0 * fraction, self.bound(limits))
         });
         format!(
             "{:>10.1}{:>10.1}  {limit}",
@@ -108,7 +106,7 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn json(&self) -> Value {
-        let phases = self.phases.iter().map(Phase::json);
+        let phases = self.phases.iter().map(|phase| phase.json(&self.limits));
         let runs = self.runs.iter().map(|run| {
             json!({
                 "concurrency": run.concurrency,
@@ -138,7 +136,7 @@ impl Report {
             "output_tokens": self.output_tokens,
             "phases": phases.collect::<Vec<_>>(),
             "runs": runs.collect::<Vec<_>>(),
-            "growth": self.growth.as_ref().map(Growth::json),
+            "growth": self.growth.as_ref().map(|growth| growth.json(&self.limits)),
         })
     }
 
@@ -178,7 +176,7 @@ impl Report {
             "phase", "ms", "Gop", "MB read"
         )?;
         for phase in &self.phases {
-            let (ms, beside) = (1e3 * phase.seconds, phase.beside());
+            let (ms, beside) = (1e3 * phase.seconds, phase.beside(limits));
             writeln!(out, "{:<22}{ms:>12.3}{beside}", phase.name)?;
         }
         writeln!(
@@ -198,7 +196,7 @@ impl Report {
             )?;
         }
         if let Some(growth) = &self.growth {
-            growth.table(&mut out)?;
+            growth.table(&mut out, limits)?;
         }
         Ok(out)
     }
@@ -224,19 +222,20 @@ mod tests {
             bytes: 10,
             ..Work::default()
         };
-        let phase = Phase::new("p", 5.0, work, &limits);
-        assert_eq!((phase.by_operations, phase.by_bytes), (2.5, 1.0));
-        assert_eq!((phase.fraction(), phase.bound()), (Some(0.5), "operations"));
+        let phase = |seconds, work| Phase {
+            name: "p",
+            seconds,
+            work,
+        };
+        let fraction = |phase: Phase| (phase.fraction(&limits), phase.bound(&limits));
+        assert_eq!(phase(5.0, work).least(&limits), [2.5, 1.0]);
+        assert_eq!(fraction(phase(5.0, work)), (Some(0.5), "operations"));
         let work = Work {
             f32_ops: 10,
             bytes: 40,
             ..Work::default()
         };
-        let phase = Phase::new("p", 8.0, work, &limits);
-        assert_eq!((phase.fraction(), phase.bound()), (Some(0.5), "bytes read"));
-        assert_eq!(
-            Phase::new("p", 8.0, Work::default(), &limits).fraction(),
-            None
-        );
+        assert_eq!(fraction(phase(8.0, work)), (Some(0.5), "bytes read"));
+        assert_eq!(phase(8.0, Work::default()).fraction(&limits), None);
     }
 }

@@ -3,7 +3,6 @@
 use super::{Phase, Workload, median, timed};
 use anyhow::{Context, Result};
 use kiln_engine::{MediaInput, Stages};
-use kiln_nn::ops::limits::Limits;
 use kiln_nn::work::{self, Work};
 
 /// The stages of a workload in their order: the middle of `repeat` runs behind one that warms up.
@@ -11,7 +10,6 @@ pub(crate) fn phases(
     stages: &mut Stages,
     workload: &Workload,
     repeat: usize,
-    limits: &Limits,
 ) -> Result<Vec<Phase>> {
     let mut runs: Vec<Vec<(&'static str, f64, Work)>> = vec![];
     for _ in 0..=repeat {
@@ -24,7 +22,11 @@ pub(crate) fn phases(
         .enumerate()
         .map(|(at, (name, _, work))| {
             let times = warm.iter().map(|run| run[at].1).collect();
-            Phase::new(name, median(times), *work, limits)
+            Phase {
+                name,
+                seconds: median(times),
+                work: *work,
+            }
         })
         .collect())
 }

@@ -186,7 +186,7 @@ fn phases(out: &mut String, name: &str, details: &Value) -> std::fmt::Result {
     let limit = |key: &str| details["limits"][key].as_f64().unwrap_or(f64::NAN) / 1e9;
     writeln!(
         out,
-        "\n{name}, where the time goes (limits in the same process: f32 {:.0} Gop/s, bf16 {:.0}, int8 \
+        "\n{name}, where the time goes (limits in the same process, the better of before and after: f32 {:.0} Gop/s, bf16 {:.0}, int8 \
          {:.0}, read {:.1} GB/s):\n\n| phase | ms | Gop | MB read | of the limit |\n|---|---|---|---|---|",
         limit("f32_operations_per_second"),
         limit("bf16_operations_per_second"),

@@ -23,6 +23,20 @@ pub struct Limits {
     pub read_bytes: f64,
 }
 
+impl Limits {
+    /// The higher of each: two moments of one machine.
+    #[must_use]
+    pub fn best_of(&self, other: &Self) -> Self {
+        Self {
+            f32_ops: self.f32_ops.max(other.f32_ops),
+            bf16_ops: self.bf16_ops.max(other.bf16_ops),
+            int8_ops: self.int8_ops.max(other.int8_ops),
+            read_bytes: self.read_bytes.max(other.read_bytes),
+            ..*self
+        }
+    }
+}
+
 /// More than any cache, and no more than a small machine has.
 const READ: usize = 512 << 20;
 /// A burst: some milliseconds.
