@@ -26,8 +26,8 @@ use std::ops::Range;
 /// Rows of a block, and groups of one: 24 registers of sums.
 const ROWS: usize = 6;
 pub(in super::super) const GROUPS: usize = layers::SIDE_BY_SIDE * PAIR / GROUP;
-/// Rows of a tile: two blocks.
-pub(in super::super) const TILE: usize = 2 * ROWS;
+/// Rows of a tile: a block. Rows of one that has no second number of a step do not go through it again.
+pub(in super::super) const TILE: usize = ROWS;
 /// Steps of a pass: those of the groups stay in the first-level cache while rows go by.
 const DEPTH: usize = 4;
 
