@@ -92,7 +92,11 @@ pub(crate) fn run(python: &Path, args: &Args) -> Result<()> {
         "-p",
         "kiln",
     ]))?;
-    let commit = page::commit();
+    let mut beside = page::Beside {
+        commit: page::commit(),
+        growth: None,
+        server: None,
+    };
     let contenders = contender::all(python, args);
     let mut results = Results::new();
     let mut failed: BTreeMap<String, String> = BTreeMap::new();
@@ -109,6 +113,8 @@ pub(crate) fn run(python: &Path, args: &Args) -> Result<()> {
                         Ok(measured) => {
                             let key = (shape.clone(), index, *concurrency);
                             results.entry(key).or_default().push(measured);
+                            let page = page::write(&contenders, &results, &failed, &beside, args)?;
+                            unfinished(page, args)?;
                         }
                         Err(error) if contender.is_kiln() => return Err(error.context(label)),
                         Err(error) => {
@@ -123,17 +129,21 @@ pub(crate) fn run(python: &Path, args: &Args) -> Result<()> {
     // What was measured so far is not lost for what fails behind it.
     let first = args.shapes.first();
     let growth = first.filter(|_| args.growth).map(|shape| grow(shape, args));
-    let growth = growth.and_then(|result| kept("growth", result, &mut failed));
+    beside.growth = growth.and_then(|result| kept("growth", result, &mut failed));
+    let page = page::write(&contenders, &results, &failed, &beside, args)?;
+    unfinished(page, args)?;
     let server = first.filter(|_| args.server);
     let server = server.map(|shape| serve(python, shape, args));
-    let server = server.and_then(|result| kept("the server", result, &mut failed));
-    let beside = page::Beside {
-        commit,
-        growth,
-        server,
-    };
+    beside.server = server.and_then(|result| kept("the server", result, &mut failed));
     let page = page::write(&contenders, &results, &failed, &beside, args)?;
     fs::write(&args.out, page).with_context(|| args.out.display().to_string())
+}
+
+/// Keeps what is known so far in the working folder: all of it takes more than an hour, and a run that is
+/// stopped should not have been for nothing.
+fn unfinished(page: String, args: &Args) -> Result<()> {
+    let place = args.work.join("unfinished.md");
+    fs::write(&place, page).with_context(|| place.display().to_string())
 }
 
 fn kept<T>(label: &str, result: Result<T>, failed: &mut BTreeMap<String, String>) -> Option<T> {

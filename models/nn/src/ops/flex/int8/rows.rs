@@ -15,7 +15,7 @@ const CHUNK: usize = 1 << 15;
 /// Adding it rounds to a whole number, ties to even, whose value is in the low bits then.
 const ROUND: f32 = 12_582_912.0;
 
-/// Rows of a tile on this machine at most: without a matrix unit, two blocks of registers.
+/// Rows of a tile on this machine at most: without a matrix unit, a block of registers.
 fn most() -> usize {
     #[cfg(target_arch = "x86_64")]
     if !super::super::amx::available() {

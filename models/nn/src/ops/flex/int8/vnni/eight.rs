@@ -26,7 +26,7 @@ use std::ops::Range;
 /// Rows of a block, and groups of one: 24 registers of sums.
 const ROWS: usize = 6;
 pub(in super::super) const GROUPS: usize = layers::SIDE_BY_SIDE * PAIR / GROUP;
-/// Rows of a tile: a block. Rows of one that has no second number of a step do not go through it again.
+/// Rows of a tile: a block. A step goes by again with the rows of a block that has second numbers of it.
 pub(in super::super) const TILE: usize = ROWS;
 /// Steps of a pass: those of the groups stay in the first-level cache while rows go by.
 const DEPTH: usize = 4;
