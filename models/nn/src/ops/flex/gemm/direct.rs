@@ -5,7 +5,7 @@ use super::{
         element::Element,
         layers::PAIR,
         memory::lines,
-        simd::{Isa, LANES, Line, blocks},
+        simd::{Isa, LANES, Line, blocks, height},
     },
     FEW, SPAN, Task,
 };
@@ -44,9 +44,7 @@ impl<E: Element> Task<'_, E> {
         let mut starts = Vec::new();
         for start in (0..k).step_by(SPAN) {
             let elements = SPAN.min(k - start);
-            let piece = elements
-                .div_ceil(elements.div_ceil(near))
-                .next_multiple_of(LANES);
+            let piece = height(elements, near).next_multiple_of(LANES);
             starts.extend((start..start + elements).step_by(piece));
         }
         let outputs = self.part.pairs.start * PAIR..n.min(self.part.pairs.end * PAIR);
