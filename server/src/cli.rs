@@ -347,6 +347,9 @@ pub(crate) struct BenchArgs {
     /// Runs of which the middle one is told.
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = at_least_one)]
     pub(crate) repeat: usize,
+    /// Whole requests alone, not the stages of one.
+    #[arg(long, conflicts_with = "chart")]
+    pub(crate) runs_only: bool,
     /// Also what a token costs at contexts from 512 to 32768 and in batches from 1 to 64.
     #[arg(long)]
     pub(crate) growth: bool,

@@ -39,9 +39,12 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
     let positions = usage.prompt_tokens + args.output_tokens;
     let limits = limits::measure();
 
-    let mut stages = loaded.stages(positions, args.cache.max_batched_tokens)?;
-    let phases = phases(&mut stages, &workload, args.repeat)?;
-    drop(stages);
+    let phases = if args.runs_only {
+        vec![]
+    } else {
+        let mut stages = loaded.stages(positions, args.cache.max_batched_tokens)?;
+        phases(&mut stages, &workload, args.repeat)?
+    };
     let growth = if args.growth {
         let model = load(&checkpoint, &options)?;
         let mut stages = model.stages(Growth::POSITIONS, args.cache.max_batched_tokens)?;

@@ -1,14 +1,13 @@
 //! Who is measured, by which command, and the figures that come back.
 
 use super::Args;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const PROMPT_TOKENS: &str = "32";
 const OUTPUT_TOKENS: &str = "64";
-/// `bf16` without instructions for it.
-const EMULATED: &str = "bf16 (emulated)";
 
 /// Whether rivals compute in `bf16` at its own speed on this machine.
 pub(crate) fn has_bf16() -> bool {
@@ -46,11 +45,11 @@ enum Engine {
 }
 
 /// One run's figures, in seconds and bytes.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Measured {
     pub(crate) version: String,
     pub(crate) load: f64,
-    pub(crate) peak_rss: f64,
+    pub(crate) peak_rss: Option<f64>,
     pub(crate) first_token: f64,
     pub(crate) per_token: f64,
     pub(crate) total: f64,
@@ -74,33 +73,35 @@ impl Measured {
                 .unwrap_or("Kiln, this commit")
                 .to_owned(),
             load: number(&value, "load")?,
-            peak_rss: number(&value, "peak_rss_bytes").unwrap_or(f64::NAN),
+            peak_rss: number(&value, "peak_rss_bytes"),
             first_token: number(run, "time_to_first_token")?,
             per_token: number(run, "time_per_output_token")?,
             total: number(run, "total")?,
             tokens_per_second: number(run, "output_tokens_per_second")?,
-            details: value.get("phases").is_some().then(|| value.clone()),
+            details: value
+                .get("phases")
+                .and_then(Value::as_array)
+                .is_some_and(|phases| !phases.is_empty())
+                .then(|| value.clone()),
         })
     }
 }
 
-/// Everyone whom the arguments name, Kiln among the rivals so that a slow drift of the machine's
-/// speed meets all alike.
+/// Everyone whom the arguments name, Kiln first.
 pub(crate) fn all(python: &Path, args: &Args) -> Vec<Contender> {
     let one = |engine: Engine, weights, bits| Contender {
         engine,
         weights,
         bits,
     };
-    // What has no instructions for `bf16` emulates it, at a multiple of what `f32` costs.
-    let floats: &[_] = match has_bf16() {
-        true => &["bf16"],
-        false => &["f32", EMULATED],
-    };
-    let mut out = vec![one(Engine::Kiln, "bf16", 16)];
+    // What has no instructions for `bf16` emulates it, at two to three times what `f32` costs.
+    let float = if has_bf16() { "bf16" } else { "f32" };
+    let mut out: Vec<_> = [("bf16", 16), ("q8", 8), ("q4", 4)]
+        .map(|(weights, bits)| one(Engine::Kiln, weights, bits))
+        .into();
     if let Some(python) = &args.transformers {
         let engine = Engine::Python("transformers", python.clone());
-        out.extend(floats.iter().map(|float| one(engine.clone(), float, 16)));
+        out.push(one(engine, float, 16));
     }
     if let Some(python) = &args.openvino {
         for (weights, bits) in [("fp16", 16), ("int8", 8), ("int4", 4)] {
@@ -108,10 +109,9 @@ pub(crate) fn all(python: &Path, args: &Args) -> Vec<Contender> {
             out.push(one(engine, weights, bits));
         }
     }
-    out.push(one(Engine::Kiln, "q8", 8));
     if let Some(python) = &args.vllm {
         let engine = Engine::Python("vllm", python.clone());
-        out.extend(floats.iter().map(|float| one(engine.clone(), float, 16)));
+        out.push(one(engine, float, 16));
     }
     if let Some(bin) = &args.llama_cpp {
         for (weights, bits) in [("bf16", 16), ("Q8_0", 8), ("Q4_K_M", 4)] {
@@ -119,7 +119,6 @@ pub(crate) fn all(python: &Path, args: &Args) -> Vec<Contender> {
             out.push(one(engine, weights, bits));
         }
     }
-    out.push(one(Engine::Kiln, "q4", 4));
     out
 }
 
@@ -139,8 +138,14 @@ impl Contender {
         format!("{engine} {}", self.weights)
     }
 
-    /// `None` where its weights are not there.
-    pub(crate) fn command(&self, shape: &str, concurrency: usize, args: &Args) -> Option<Command> {
+    /// `None` where its weights are not there. `briefly`: of Kiln, whole requests alone.
+    pub(crate) fn command(
+        &self,
+        shape: &str,
+        concurrency: usize,
+        args: &Args,
+        briefly: bool,
+    ) -> Option<Command> {
         let models = args.work.join("models");
         let picture = models.join("picture.png");
         let checkpoint = models.join(shape);
@@ -160,6 +165,9 @@ impl Contender {
                 command.args(["--concurrency", &at_once, "--repeat", repeat]);
                 // As the rivals are told.
                 command.args(["--max-batched-tokens", "2048"]);
+                if briefly {
+                    command.arg("--runs-only");
+                }
                 if self.bits < 16 {
                     command.args(["--quantize", self.weights]);
                 }
@@ -173,18 +181,9 @@ impl Contender {
                     "openvino" => args.work.join(format!("openvino/{shape}-{}", self.weights)),
                     _ => checkpoint,
                 };
-                // Once is enough to know.
-                let first = args.shapes.first().is_some_and(|first| first == shape);
-                if self.weights == EMULATED && !(first && concurrency == 1) {
-                    return None;
-                }
                 let mut command = rival(python, name, &model, &picture, shape, concurrency);
                 // OpenVINO's weights have a width of their own; this is what it computes in.
-                let float = match (self.weights == EMULATED, has_bf16()) {
-                    (false, false) => "f32",
-                    _ => "bf16",
-                };
-                command.args(["--dtype", float]);
+                command.args(["--dtype", if has_bf16() { "bf16" } else { "f32" }]);
                 model.exists().then_some(command)
             }
             Engine::LlamaCpp(python, bin) => {
@@ -239,11 +238,11 @@ mod tests {
         let measured = Measured::parse(rival).unwrap();
         assert_eq!((measured.version.as_str(), measured.load), ("x 1", 1.5));
         assert!(measured.details.is_none());
-        let own = "{\n\"load\": 1, \"phases\": [], \"runs\": [{\"time_to_first_token\": 0.25, \
+        let own = "{\n\"load\": 1, \"phases\": [{}], \"runs\": [{\"time_to_first_token\": 0.25, \
                    \"time_per_output_token\": 0.1, \"total\": 2,\n\"output_tokens_per_second\": 9}]}";
         let measured = Measured::parse(own).unwrap();
         assert_eq!(measured.first_token, 0.25);
-        assert!(measured.details.is_some() && measured.peak_rss.is_nan());
+        assert!(measured.details.is_some() && measured.peak_rss.is_none());
         assert!(Measured::parse("nothing\n{\"load\": 1}").is_none());
     }
 }

@@ -1,17 +1,22 @@
 //! `cargo xtask bench`: Kiln and each rival that is installed, in turn in one run on the same weights,
-//! and what came of it as docs/benchmarks.md. Nothing is compared across runs: the machine may be
-//! another one the next time, or busier.
+//! and what came of it as docs/benchmarks.md. A rival is compared with what Kiln took just before it, on
+//! the same machine: that may be another one the next time, or busier.
 
 mod contender;
 mod page;
+mod state;
 
 use crate::succeed;
 use anyhow::{Context, Result, bail};
-use contender::Measured;
+use contender::{Contender, Measured};
+use serde_json::Value;
+use state::{Entry, Place, State};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+const KILN: &str = "target/release/kiln";
 
 /// What is run. Weights of rivals that have a format of their own lie in the work folder:
 /// `openvino/SHAPE-fp16`, `-int8`, `-int4` (optimum-cli export openvino), `gguf/SHAPE-bf16.gguf`,
@@ -53,6 +58,10 @@ pub(crate) struct Args {
     /// Also `kiln serve` on the first shape, seen by clients over HTTP.
     #[arg(long)]
     server: bool,
+    /// Go on with what an earlier run measured, of the same build and on the same machine: it lies in the
+    /// working folder.
+    #[arg(long)]
+    resume: bool,
     /// The page to write.
     #[arg(long, value_name = "FILE", default_value = "docs/benchmarks.md")]
     out: PathBuf,
@@ -66,9 +75,6 @@ impl Args {
         }
     }
 }
-
-/// Figures by shape, contender and concurrency, one of each round.
-type Results = BTreeMap<(String, usize, usize), Vec<Measured>>;
 
 /// Runs everything.
 ///
@@ -92,72 +98,157 @@ pub(crate) fn run(python: &Path, args: &Args) -> Result<()> {
         "-p",
         "kiln",
     ]))?;
-    let mut beside = page::Beside {
-        commit: page::commit(),
-        growth: None,
-        server: None,
+    let mut run = Run {
+        contenders: contender::all(python, args),
+        state: State::open(Path::new(KILN), args)?,
+        failed: BTreeMap::new(),
+        args,
     };
-    let contenders = contender::all(python, args);
-    let mut results = Results::new();
-    let mut failed: BTreeMap<String, String> = BTreeMap::new();
     for round in 1..=args.rounds {
         for shape in &args.shapes {
-            for (index, contender) in contenders.iter().enumerate() {
-                for concurrency in args.at_once(shape) {
-                    let Some(mut command) = contender.command(shape, *concurrency, args) else {
-                        continue;
-                    };
-                    let label = format!("{} on {shape}, {concurrency} at once", contender.name());
-                    eprintln!("round {round}: {label}");
-                    match measure(&mut command) {
-                        Ok(measured) => {
-                            let key = (shape.clone(), index, *concurrency);
-                            results.entry(key).or_default().push(measured);
-                            let page = page::write(&contenders, &results, &failed, &beside, args)?;
-                            unfinished(page, args)?;
-                        }
-                        Err(error) if contender.is_kiln() => return Err(error.context(label)),
-                        Err(error) => {
-                            eprintln!("left out: {error:#}");
-                            failed.insert(label, format!("{error:#}"));
-                        }
-                    }
+            run.round(round, shape)?;
+        }
+    }
+    if let Some(first) = args.shapes.first() {
+        if args.growth {
+            run.growth(first)?;
+        }
+        if args.server {
+            run.servers(python, first)?;
+        }
+    }
+    fs::write(&args.out, page::page(&run)?).with_context(|| args.out.display().to_string())
+}
+
+/// A run of it all.
+struct Run<'a> {
+    contenders: Vec<Contender>,
+    state: State,
+    /// What was left out, and why.
+    failed: BTreeMap<String, String>,
+    args: &'a Args,
+}
+
+impl Run<'_> {
+    /// Every contender on a shape.
+    fn round(&mut self, round: usize, shape: &str) -> Result<()> {
+        for contender in self.contenders.clone() {
+            for &concurrency in self.args.at_once(shape) {
+                let at = Place {
+                    round,
+                    shape: shape.to_owned(),
+                    contender: contender.name(),
+                    concurrency,
+                };
+                if self.state.has(&at) {
+                    continue;
                 }
+                let label = format!("{} on {shape}, {concurrency} at once", at.contender);
+                let Some((measured, beside)) = self.measure(&contender, &at, &label)? else {
+                    continue;
+                };
+                self.state.entries.push(Entry {
+                    at,
+                    measured,
+                    beside,
+                });
+                self.state.save(self.args)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a contender takes, and of a rival what Kiln takes just before: neighbours slow a shared machine
+    /// for minutes, and should slow both. `None` where it fails or its weights are not there.
+    fn measure(
+        &mut self,
+        contender: &Contender,
+        at: &Place,
+        label: &str,
+    ) -> Result<Option<(Measured, Option<Measured>)>> {
+        let command = |contender: &Contender, briefly| {
+            contender.command(&at.shape, at.concurrency, self.args, briefly)
+        };
+        let Some(mut own) = command(contender, false) else {
+            return Ok(None);
+        };
+        let kiln = self
+            .contenders
+            .iter()
+            .find(|c| c.is_kiln() && c.bits == contender.bits);
+        let kiln = kiln.filter(|_| !contender.is_kiln());
+        eprintln!("round {}: {label}", at.round);
+        let mut beside = None;
+        if let Some(mut kiln) = kiln.and_then(|kiln| command(kiln, true)) {
+            beside = Some(measure(&mut kiln).context("Kiln beside it")?);
+        }
+        match measure(&mut own) {
+            Ok(measured) => Ok(Some((measured, beside))),
+            Err(error) if contender.is_kiln() => Err(error.context(label.to_owned())),
+            Err(error) => {
+                self.leave_out(label, &error);
+                Ok(None)
             }
         }
     }
-    // What was measured so far is not lost for what fails behind it.
-    let first = args.shapes.first();
-    let growth = first.filter(|_| args.growth).map(|shape| grow(shape, args));
-    beside.growth = growth.and_then(|result| kept("growth", result, &mut failed));
-    let page = page::write(&contenders, &results, &failed, &beside, args)?;
-    unfinished(page, args)?;
-    let server = first.filter(|_| args.server);
-    let server = server.map(|shape| serve(python, shape, args));
-    beside.server = server.and_then(|result| kept("the server", result, &mut failed));
-    let page = page::write(&contenders, &results, &failed, &beside, args)?;
-    fs::write(&args.out, page).with_context(|| args.out.display().to_string())
-}
 
-/// Keeps what is known so far in the working folder: all of it takes more than an hour, and a run that is
-/// stopped should not have been for nothing.
-fn unfinished(page: String, args: &Args) -> Result<()> {
-    let place = args.work.join("unfinished.md");
-    fs::write(&place, page).with_context(|| place.display().to_string())
-}
-
-fn kept<T>(label: &str, result: Result<T>, failed: &mut BTreeMap<String, String>) -> Option<T> {
-    if let Err(error) = &result {
+    fn leave_out(&mut self, label: &str, error: &anyhow::Error) {
         eprintln!("left out: {error:#}");
-        failed.insert(label.to_owned(), format!("{error:#}"));
+        self.failed.insert(label.to_owned(), format!("{error:#}"));
     }
-    result.ok()
+
+    /// What a token costs as contexts and batches grow, and a chart of it beside the page.
+    fn growth(&mut self, shape: &str) -> Result<()> {
+        if self.state.growth.is_some() {
+            return Ok(());
+        }
+        match grow(shape, self.args) {
+            Ok(growth) => {
+                self.state.growth = Some(growth);
+                self.state.save(self.args)
+            }
+            Err(error) => {
+                self.leave_out("growth", &error);
+                Ok(())
+            }
+        }
+    }
+
+    /// What clients see of the servers: Kiln's and those of the rivals that have one.
+    fn servers(&mut self, python: &Path, shape: &str) -> Result<()> {
+        let checkpoint = self.args.work.join("models").join(shape);
+        let mut servers = vec![("Kiln", "kiln", PathBuf::from(KILN), checkpoint.clone())];
+        if let Some(python) = &self.args.vllm {
+            servers.push(("vLLM", "vllm", python.clone(), checkpoint));
+        }
+        if let Some(bin) = &self.args.llama_cpp {
+            let model = self.args.work.join(format!("gguf/{shape}-bf16.gguf"));
+            servers.push(("llama.cpp", "llama.cpp", bin.clone(), model));
+        }
+        for (name, engine, bin, model) in servers {
+            if self.state.servers.iter().any(|(known, _)| known == name) {
+                continue;
+            }
+            let label = format!("the server of {name} on {shape}");
+            eprintln!("{label}");
+            match serve(python, shape, engine, &bin, &model, self.args) {
+                Ok(figures) => {
+                    self.state.servers.push((name.to_owned(), figures));
+                    self.state.save(self.args)?;
+                }
+                // The page has it in the first column.
+                Err(error) if name == "Kiln" => return Err(error.context(label)),
+                Err(error) => self.leave_out(&label, &error),
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What a token costs as contexts and batches grow, and a chart of it beside the page.
-fn grow(shape: &str, args: &Args) -> Result<serde_json::Value> {
+fn grow(shape: &str, args: &Args) -> Result<Value> {
     eprintln!("growth on {shape}");
-    let mut command = Command::new("target/release/kiln");
+    let mut command = Command::new(KILN);
     command
         .arg("bench")
         .arg(args.work.join("models").join(shape));
@@ -174,56 +265,31 @@ fn grow(shape: &str, args: &Args) -> Result<serde_json::Value> {
     serde_json::from_slice(&output.stdout).context("the output holds no figures")
 }
 
-/// What clients see of the servers: Kiln's and those of the rivals that have one.
+/// What clients see of one server.
 fn serve(
     python: &Path,
     shape: &str,
+    engine: &str,
+    bin: &Path,
+    model: &Path,
     args: &Args,
-) -> Result<Vec<(&'static str, serde_json::Value)>> {
-    let (models, gguf) = (args.work.join("models"), args.work.join("gguf"));
-    let checkpoint = models.join(shape);
-    let mut servers = vec![(
-        "Kiln",
-        "kiln",
-        PathBuf::from("target/release/kiln"),
-        checkpoint.clone(),
-    )];
-    if let Some(python) = &args.vllm {
-        servers.push(("vLLM", "vllm", python.clone(), checkpoint));
+) -> Result<Value> {
+    let mut command = Command::new(python);
+    command.args(["xtask/python/bench_server.py", engine, "--bin"]);
+    command.arg(bin).arg("--model").arg(model);
+    let tower = args.work.join(format!("gguf/mmproj-{shape}-bf16.gguf"));
+    command.arg("--mmproj").arg(tower);
+    if !contender::has_bf16() {
+        command.args(["--dtype", "float32"]);
     }
-    if let Some(bin) = &args.llama_cpp {
-        let model = gguf.join(format!("{shape}-bf16.gguf"));
-        servers.push(("llama.cpp", "llama.cpp", bin.clone(), model));
-    }
-    let mut out = vec![];
-    for (name, engine, bin, model) in servers {
-        eprintln!("the server of {name} on {shape}");
-        let mut command = Command::new(python);
-        command.args(["xtask/python/bench_server.py", engine, "--bin"]);
-        command.arg(bin).arg("--model").arg(model);
-        let tower = gguf.join(format!("mmproj-{shape}-bf16.gguf"));
-        command.arg("--mmproj").arg(tower);
-        if !contender::has_bf16() {
-            command.args(["--dtype", "float32"]);
-        }
-        command.arg("--picture").arg(models.join("picture.png"));
-        let most = args.concurrency.iter().max().copied().unwrap_or(1);
-        command.args(["--concurrency", &most.to_string()]);
-        let output = command.output().context("can't start Python")?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        match serde_json::from_str(text.lines().last().unwrap_or_default()) {
-            Ok(figures) => out.push((name, figures)),
-            Err(error) => {
-                let words = String::from_utf8_lossy(&output.stderr);
-                let error = anyhow::Error::new(error).context(words.into_owned());
-                match name {
-                    "Kiln" => return Err(error),
-                    _ => eprintln!("left out: {error:#}"),
-                }
-            }
-        }
-    }
-    Ok(out)
+    let picture = args.work.join("models/picture.png");
+    command.arg("--picture").arg(picture);
+    let most = args.concurrency.iter().max().copied().unwrap_or(1);
+    command.args(["--concurrency", &most.to_string()]);
+    let output = command.output().context("can't start Python")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(text.lines().last().unwrap_or_default())
+        .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
 /// The JSON that a contender's output ends with.

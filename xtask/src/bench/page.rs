@@ -1,28 +1,14 @@
 //! docs/benchmarks.md: what was run where, the figures, and Kiln's ratio to each rival.
 
 use super::contender::{self, Contender, Measured};
-use super::{Args, Results};
+use super::{Args, Run};
 use anyhow::Result;
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::process::Command;
 
-/// What was measured beside the contenders, and of which commit.
-pub(crate) struct Beside {
-    pub(crate) commit: String,
-    pub(crate) growth: Option<Value>,
-    /// By the server's name, Kiln's first.
-    pub(crate) server: Option<Vec<(&'static str, Value)>>,
-}
-
-pub(crate) fn write(
-    contenders: &[Contender],
-    results: &Results,
-    failed: &BTreeMap<String, String>,
-    beside: &Beside,
-    args: &Args,
-) -> Result<String> {
+pub(crate) fn page(run: &Run<'_>) -> Result<String> {
+    let (args, state) = (run.args, &run.state);
     let mut out = String::new();
     writeln!(
         out,
@@ -30,9 +16,10 @@ pub(crate) fn write(
          Written by `cargo xtask bench`; nothing here is typed by hand. Kiln and its rivals ran in turn\n\
          on one machine with the same weights (random, at real shapes), the same picture (640x480) and\n\
          32 tokens of text, 64 new tokens, greedy. Times are medians over {} of processes that\n\
-         each warm up and run three times (of several requests at once, and of 13 tiles, once); on a shared\n\
-         machine, differences under a tenth are noise. A ratio is Kiln's time over the rival's at the same\n\
-         width of weights, floats with floats: below 1, Kiln is faster.{}\n\n\
+         each warm up and run three times (of several requests at once, and of 13 tiles, once). The machine is\n\
+         shared and its speed changes within minutes, so Kiln ran just before each rival at the same width of\n\
+         weights, floats with floats, and a ratio is the time that it took then over the rival's: below 1, Kiln\n\
+         is faster. Kiln's own times are medians over all of its runs.{}\n\n\
          | | |\n|---|---|\n| date | {} |\n| machine | {} |\n| commit | {} |\n| command | `{}` |",
         match args.rounds {
             1 => "one round".to_owned(),
@@ -42,19 +29,17 @@ pub(crate) fn write(
             true => "",
             false =>
                 " This processor has\nno instructions for bf16. Kiln keeps weights in bf16 and multiplies in \
-                 f32, OpenVINO does so with fp16; transformers and\nvLLM, its server too, keep f32 where \
-                 the table says nothing else. Emulated, bf16 was run with one request.",
+                 f32, OpenVINO does so with fp16; transformers and\nvLLM, its server too, run in f32, \
+                 which is faster for them than bf16 without instructions for it.",
         },
-        said("date", &["-u", "+%Y-%m-%d"]),
-        machine(),
-        beside.commit,
+        state.days.iter().cloned().collect::<Vec<_>>().join(", "),
+        state.machine,
+        state.commit,
         command(args),
     )?;
-    let mut versions: Vec<&str> = results
-        .values()
-        .flatten()
-        .filter(|m| m.details.is_none())
-        .map(|m| m.version.as_str())
+    let mut versions: Vec<&str> = (state.entries.iter())
+        .filter(|entry| entry.beside.is_some())
+        .map(|entry| entry.measured.version.as_str())
         .collect();
     versions.sort_unstable();
     versions.dedup();
@@ -62,30 +47,27 @@ pub(crate) fn write(
     for shape in &args.shapes {
         writeln!(out, "\n## Shape {shape}")?;
         for concurrency in args.at_once(shape) {
-            table(&mut out, contenders, results, shape, *concurrency)?;
+            table(&mut out, run, shape, *concurrency)?;
         }
-        for (index, contender) in contenders.iter().enumerate() {
+        for name in run.contenders.iter().map(Contender::name) {
             let first = args.concurrency.first().copied().unwrap_or(1);
-            let runs = results.get(&(shape.clone(), index, first));
-            if let Some(details) = runs.and_then(|runs| runs.last()?.details.as_ref()) {
-                phases(&mut out, &contender.name(), details)?;
+            let entry = state.of(shape, &name, first).last();
+            if let Some(details) = entry.and_then(|entry| entry.measured.details.as_ref()) {
+                phases(&mut out, &name, details)?;
             }
         }
     }
-    if let Some(server) = &beside.server {
-        let own = contenders.iter().position(|c| c.is_kiln() && c.bits == 16);
-        let engine = |concurrency: usize| -> Option<&Measured> {
-            let shape = args.shapes.first()?.clone();
-            results.get(&(shape, own?, concurrency))?.last()
-        };
-        served(&mut out, server, engine)?;
+    let floats = run.contenders.iter().find(|c| c.is_kiln() && c.bits == 16);
+    if let (Some(own), Some(shape)) = (floats, args.shapes.first()) {
+        let engine = |concurrency| figures(run, shape, own, concurrency);
+        served(&mut out, &state.servers, engine)?;
     }
-    if let Some(growth) = &beside.growth {
+    if let Some(growth) = &state.growth {
         grown(&mut out, growth, args)?;
     }
-    if !failed.is_empty() {
+    if !run.failed.is_empty() {
         writeln!(out, "\n## Left out\n")?;
-        for (label, error) in failed {
+        for (label, error) in &run.failed {
             writeln!(out, "- {label}: {}", error.replace('\n', " "))?;
         }
     }
@@ -128,51 +110,72 @@ fn command(args: &Args) -> String {
     words.join(" ")
 }
 
-/// The middle one of a figure over the rounds.
-fn median(runs: &[Measured], figure: impl Fn(&Measured) -> f64) -> f64 {
-    let mut values: Vec<f64> = runs.iter().map(figure).collect();
-    values.sort_by(f64::total_cmp);
-    values[(values.len() - 1) / 2]
+/// The head of a table with these columns, behind a line that is empty.
+fn head(out: &mut String, columns: &str) -> std::fmt::Result {
+    let rule = "|---".repeat(columns.split('|').count());
+    writeln!(out, "\n| {columns} |\n{rule}|")
 }
 
-fn table(
-    out: &mut String,
-    contenders: &[Contender],
-    results: &Results,
+/// The middle one; NaN of none.
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len().saturating_sub(1) / 2;
+    values.get(middle).copied().unwrap_or(f64::NAN)
+}
+
+/// All runs of a contender: Kiln's beside its rivals too.
+fn figures<'a>(
+    run: &'a Run<'_>,
     shape: &str,
+    contender: &Contender,
     concurrency: usize,
-) -> std::fmt::Result {
-    let of = |index: usize| results.get(&(shape.to_owned(), index, concurrency));
-    writeln!(
+) -> Vec<&'a Measured> {
+    let mut out = vec![];
+    for other in &run.contenders {
+        for entry in run.state.of(shape, &other.name(), concurrency) {
+            if other.name() == contender.name() {
+                out.push(&entry.measured);
+            } else if contender.is_kiln() && other.bits == contender.bits {
+                out.extend(&entry.beside);
+            }
+        }
+    }
+    out
+}
+
+fn table(out: &mut String, run: &Run<'_>, shape: &str, concurrency: usize) -> std::fmt::Result {
+    writeln!(out, "\n{concurrency} at once:")?;
+    head(
         out,
-        "\n{concurrency} at once:\n\n\
-         | engine | time to first token s | ms per token | total s | tokens/s | load s | peak RSS MB | \
-         Kiln's ratio: first token | per token | total |\n|---|---|---|---|---|---|---|---|---|---|"
+        "engine | time to first token s | ms per token | total s | tokens/s | load s | peak RSS MB | \
+         Kiln's ratio: first token | per token | total",
     )?;
-    for (index, contender) in contenders.iter().enumerate() {
-        let Some(runs) = of(index) else {
+    for contender in &run.contenders {
+        let name = contender.name();
+        let runs = figures(run, shape, contender, concurrency);
+        if runs.is_empty() {
             continue;
-        };
-        let own = contenders
-            .iter()
-            .position(|c| c.is_kiln() && c.bits == contender.bits)
-            .and_then(of)
-            .filter(|_| !contender.is_kiln());
+        }
+        let middle = |figure: fn(&Measured) -> f64| median(runs.iter().map(|run| figure(run)));
         let ratio = |figure: fn(&Measured) -> f64| {
-            own.map_or_else(String::new, |own| {
-                format!("{:.2}", median(own, figure) / median(runs, figure))
-            })
+            let entries = run.state.of(shape, &name, concurrency);
+            let pairs = entries.filter_map(|entry| Some((entry.beside.as_ref()?, &entry.measured)));
+            let ratio = median(pairs.map(|(own, rival)| figure(own) / figure(rival)));
+            match contender.is_kiln() {
+                true => String::new(),
+                false => format!("{ratio:.2}"),
+            }
         };
         writeln!(
             out,
-            "| {} | {:.3} | {:.1} | {:.2} | {:.1} | {:.2} | {:.0} | {} | {} | {} |",
-            contender.name(),
-            median(runs, |m| m.first_token),
-            1e3 * median(runs, |m| m.per_token),
-            median(runs, |m| m.total),
-            median(runs, |m| m.tokens_per_second),
-            median(runs, |m| m.load),
-            median(runs, |m| m.peak_rss) / 1e6,
+            "| {name} | {:.3} | {:.1} | {:.2} | {:.1} | {:.2} | {:.0} | {} | {} | {} |",
+            middle(|m| m.first_token),
+            1e3 * middle(|m| m.per_token),
+            middle(|m| m.total),
+            middle(|m| m.tokens_per_second),
+            middle(|m| m.load),
+            middle(|m| m.peak_rss.unwrap_or(f64::NAN)) / 1e6,
             ratio(|m| m.first_token),
             ratio(|m| m.per_token),
             ratio(|m| m.total),
@@ -187,12 +190,13 @@ fn phases(out: &mut String, name: &str, details: &Value) -> std::fmt::Result {
     writeln!(
         out,
         "\n{name}, where the time goes (limits in the same process, the better of before and after: f32 {:.0} Gop/s, bf16 {:.0}, int8 \
-         {:.0}, read {:.1} GB/s):\n\n| phase | ms | Gop | MB read | of the limit |\n|---|---|---|---|---|",
+         {:.0}, read {:.1} GB/s):",
         limit("f32_operations_per_second"),
         limit("bf16_operations_per_second"),
         limit("int8_operations_per_second"),
         limit("read_bytes_per_second"),
     )?;
+    head(out, "phase | ms | Gop | MB read | of the limit")?;
     for phase in details["phases"].as_array().into_iter().flatten() {
         let number = |key: &str| phase[key].as_f64();
         let fraction = number("fraction_of_limit");
@@ -217,21 +221,22 @@ fn number(value: &Value, key: &str) -> f64 {
 /// What clients see of the servers, Kiln's beside the engine alone.
 fn served<'a>(
     out: &mut String,
-    servers: &[(&str, Value)],
-    engine: impl Fn(usize) -> Option<&'a Measured>,
+    servers: &[(String, Value)],
+    engine: impl Fn(usize) -> Vec<&'a Measured>,
 ) -> std::fmt::Result {
     let Some((_, own)) = servers.first() else {
         return Ok(());
     };
     let most = own["concurrency"].as_u64().unwrap_or(1) as usize;
-    let alone =
-        |concurrency, figure: fn(&Measured) -> f64| engine(concurrency).map_or(f64::NAN, figure);
+    let alone = |concurrency, figure: fn(&Measured) -> f64| {
+        median(engine(concurrency).into_iter().map(figure))
+    };
     writeln!(
         out,
         "\n## Server\n\n`kiln serve` in bf16, seen by clients over HTTP. With the caches off and the \
-         settings of `kiln bench`, beside\nthe engine alone in the same run:\n\n\
-         | | server | engine alone | ratio |\n|---|---|---|---|"
+         settings of `kiln bench`, beside\nthe engine alone in the same run:"
     )?;
+    head(out, " | server | engine alone | ratio")?;
     let total = format!("{most} at once, total s");
     let rows = [
         (
@@ -262,7 +267,7 @@ fn served<'a>(
         out,
         "\nAs users start them, each with its own defaults ({}, at most 8 sequences for the rivals): \
          requests by one,\nseveral at once, the same picture again, and {} streams while {} prompts with new \
-         pictures arrive one after the\nother.\n",
+         pictures arrive one after the\nother.",
         match contender::has_bf16() {
             true => "in bf16",
             false => "vLLM in f32, others in bf16",
@@ -270,9 +275,8 @@ fn served<'a>(
         own["streams"],
         own["arrivals"],
     )?;
-    let names: Vec<&str> = servers.iter().map(|(name, _)| *name).collect();
-    writeln!(out, "| | {} |", names.join(" | "))?;
-    writeln!(out, "|---{}|", "|---".repeat(names.len()))?;
+    let names: Vec<&str> = servers.iter().map(|(name, _)| name.as_str()).collect();
+    head(out, &format!(" | {}", names.join(" | ")))?;
     let rows = [
         ("a new picture: first token s", "time_to_first_token", 1.0),
         ("ms per token", "time_per_output_token", 1e3),
@@ -337,16 +341,16 @@ fn grown(out: &mut String, details: &Value, args: &Args) -> std::fmt::Result {
     writeln!(
         out,
         "A step reads the weights once, and the keys and values of each sequence: beside the time is what \
-         it multiplied and read, and how near that came to the limit that holds.\n\n\
-         | context | ms per token | Gop | MB read | of the limit |\n|---|---|---|---|---|"
+         it multiplied and read, and how near that came to the limit that holds."
     )?;
+    head(out, "context | ms per token | Gop | MB read | of the limit")?;
     for step in points("by_context") {
         let (context, ms) = (&step["context"], 1e3 * number(step, "seconds"));
         writeln!(out, "| {context} | {ms:.1} | {} |", beside(step))?;
     }
-    writeln!(
+    head(
         out,
-        "\n| batch | ms per step | ms per token | Gop | MB read | of the limit |\n|---|---|---|---|---|---|"
+        "batch | ms per step | ms per token | Gop | MB read | of the limit",
     )?;
     for step in points("by_batch") {
         let (batch, ms) = (number(step, "batch"), 1e3 * number(step, "seconds"));
@@ -372,7 +376,13 @@ fn said(program: &str, args: &[&str]) -> String {
     String::from_utf8_lossy(&text).trim().to_owned()
 }
 
-fn machine() -> String {
+/// As the page says it.
+pub(crate) fn today() -> String {
+    said("date", &["-u", "+%Y-%m-%d"])
+}
+
+/// The processor, its cores, and what it has of what matters here.
+pub(crate) fn machine() -> String {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |key: &str| {
         let line = cpu.lines().find(|line| line.starts_with(key));

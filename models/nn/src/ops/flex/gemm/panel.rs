@@ -31,11 +31,17 @@ impl<E: Element> Task<'_, E> {
         for first in pairs.clone().step_by(SIDE_BY_SIDE) {
             let outputs = first * PAIR..n.min(pairs.end.min(first + SIDE_BY_SIDE) * PAIR);
             let groups = outputs.len().div_ceil(LANES);
-            let kept = (sums, groups * LANES);
+            let kept = Place {
+                at: sums,
+                stride: groups * LANES,
+            };
             // Results that end in the middle of a register are copied from the sums.
             let whole = outputs.len().is_multiple_of(LANES);
             let results = match whole {
-                true => (self.out.at(pass.start, outputs.start), self.out.n),
+                true => Place {
+                    at: self.out.at(pass.start, outputs.start),
+                    stride: self.out.n,
+                },
                 false => kept,
             };
             let bias = self.out.bias.filter(|_| whole);
@@ -92,6 +98,28 @@ impl<E: Element> Task<'_, E> {
     }
 }
 
+/// Sums of rows and groups.
+#[derive(Clone, Copy)]
+struct Place {
+    at: *mut f32,
+    /// Elements from a row to the next.
+    stride: usize,
+}
+
+impl Place {
+    #[inline(always)]
+    fn row(self, row: usize) -> Self {
+        let at = self.at.wrapping_add(row * self.stride);
+        Self { at, ..self }
+    }
+
+    #[inline(always)]
+    fn group(self, group: usize) -> Self {
+        let at = self.at.wrapping_add(group * LANES);
+        Self { at, ..self }
+    }
+}
+
 /// A panel, and where the sums of some rows by it go.
 #[derive(Clone, Copy)]
 struct Block {
@@ -101,10 +129,10 @@ struct Block {
     depth: usize,
     /// Elements from a row to the next.
     row: usize,
-    /// The sums so far, and how many elements are from a row to the next.
-    from: Option<(*mut f32, usize)>,
+    /// The sums so far.
+    from: Option<Place>,
     /// Where they go, with a bias if they are results.
-    to: (*mut f32, usize),
+    to: Place,
     bias: Option<*const f32>,
 }
 
@@ -115,11 +143,10 @@ impl Block {
     /// A lane of each of so many rows, a panel, and room for the sums.
     #[inline(always)]
     unsafe fn rows<I: Isa>(self, x: *const f32, count: usize) {
-        let below = |(at, stride): (*mut f32, usize), row| (at.wrapping_add(row * stride), stride);
         for (row, height) in blocks(count, I::ROWS) {
             let block = Self {
-                from: self.from.map(|from| below(from, row)),
-                to: below(self.to, row),
+                from: self.from.map(|from| from.row(row)),
+                to: self.to.row(row),
                 ..self
             };
             let x = x.wrapping_add(row * self.row);
@@ -148,12 +175,11 @@ impl Block {
                     _ => self.multiply::<I, M, GROUPS, 0>(x),
                 };
             }
-            let right = |(at, stride): (*mut f32, usize), g| (at.wrapping_add(g * LANES), stride);
             for g in 0..self.groups {
                 let one = Self {
                     panel: self.panel.add(g * LANES),
-                    from: self.from.map(|from| right(from, g)),
-                    to: right(self.to, g),
+                    from: self.from.map(|from| from.group(g)),
+                    to: self.to.group(g),
                     bias: self.bias.map(|bias| bias.add(g * LANES)),
                     ..self
                 };
@@ -174,8 +200,7 @@ impl Block {
     ) {
         let row = if ROW == 0 { self.row } else { ROW };
         let next = x.wrapping_add(M * row);
-        let (kept, kept_stride) = self.from.unwrap_or(self.to);
-        let (to, stride) = self.to;
+        let kept = self.from.unwrap_or(self.to);
         // SAFETY: the caller's promise; what is asked for need not be there.
         unsafe {
             let mut sums = [[I::splat(&0.0); N]; M];
@@ -185,7 +210,7 @@ impl Block {
                 }
                 if step < M {
                     for g in 0..N {
-                        I::fetch_near(kept.wrapping_add(step * kept_stride + g * LANES));
+                        I::fetch_near(kept.row(step).group(g).at);
                     }
                 }
                 for at in step * STEP..(step + 1) * STEP {
@@ -199,7 +224,7 @@ impl Block {
             if self.from.is_some() {
                 for r in 0..M {
                     for g in 0..N {
-                        let kept = I::load(kept.add(r * kept_stride + g * LANES));
+                        let kept = I::load(kept.row(r).group(g).at);
                         sums[r][g] = I::add(kept, sums[r][g]);
                     }
                 }
@@ -214,7 +239,7 @@ impl Block {
             }
             for r in 0..M {
                 for g in 0..N {
-                    I::store(to.add(r * stride + g * LANES), sums[r][g]);
+                    I::store(self.to.row(r).group(g).at, sums[r][g]);
                 }
             }
         }
