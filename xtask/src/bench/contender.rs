@@ -94,7 +94,7 @@ pub(crate) fn all(python: &Path, args: &Args) -> Vec<Contender> {
         weights,
         bits,
     };
-    // What has no instructions for `bf16` emulates it, at two to three times what `f32` costs.
+    // What has no instructions for `bf16` emulates it, at a multiple of what `f32` costs.
     let float = if has_bf16() { "bf16" } else { "f32" };
     let mut out: Vec<_> = [("bf16", 16), ("q8", 8), ("q4", 4)]
         .map(|(weights, bits)| one(Engine::Kiln, weights, bits))
