@@ -159,13 +159,13 @@ fn table(out: &mut String, run: &Run<'_>, shape: &str, concurrency: usize) -> st
         }
         let middle = |figure: fn(&Measured) -> f64| median(runs.iter().map(|run| figure(run)));
         let ratio = |figure: fn(&Measured) -> f64| {
+            if contender.is_kiln() {
+                return String::new();
+            }
             let entries = run.state.of(shape, &name, concurrency);
             let pairs = entries.filter_map(|entry| Some((entry.beside.as_ref()?, &entry.measured)));
             let ratio = median(pairs.map(|(own, rival)| figure(own) / figure(rival)));
-            match contender.is_kiln() {
-                true => String::new(),
-                false => format!("{ratio:.2}"),
-            }
+            format!("{ratio:.2}")
         };
         writeln!(
             out,
@@ -408,4 +408,73 @@ pub(crate) fn machine() -> String {
         field("model name").unwrap_or("a CPU"),
         has.join(" ")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::state::{Entry, Place, State};
+    use super::*;
+    use clap::Parser;
+    use std::path::Path;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn a_rival_is_compared_with_kiln_beside_it() {
+        let line = [
+            "bench",
+            "--transformers",
+            "python",
+            "--shapes",
+            "A",
+            "--concurrency",
+            "1",
+        ];
+        let args = Line::parse_from(line).args;
+        let contenders = contender::all(Path::new("python"), &args);
+        let measured = |first_token: f64| {
+            let run = format!(
+                r#"{{"load": 1, "run": {{"time_to_first_token": {first_token}, "time_per_output_token": 0.1,
+                "total": 2, "output_tokens_per_second": 9}}}}"#
+            );
+            Measured::parse(&run).unwrap()
+        };
+        let rival = contenders.last().unwrap().name();
+        let entry = |contender: String, first_token, beside: Option<f64>| Entry {
+            at: Place {
+                round: 1,
+                shape: "A".to_owned(),
+                contender,
+                concurrency: 1,
+            },
+            measured: measured(first_token),
+            beside: beside.map(measured),
+        };
+        // Any file serves as the binary.
+        let mut state = State::open(Path::new("src/bench/page.rs"), &args).unwrap();
+        state.entries.push(entry("Kiln bf16".to_owned(), 2.0, None));
+        state.entries.push(entry(rival.clone(), 4.0, Some(3.0)));
+        let run = Run {
+            contenders,
+            state,
+            failed: [("another".to_owned(), "not\nthere".to_owned())].into(),
+            args: &args,
+        };
+        let page = page(&run).unwrap();
+        let has = |line: &str| assert!(page.contains(line), "{line} in {page}");
+        has("\n\n| engine | time to first token s |");
+        has("\n| Kiln bf16 | 2.000 | 100.0 | 2.00 | 9.0 | 1.00 | NaN |  |  |  |\n");
+        has(&format!(
+            "\n| {rival} | 4.000 | 100.0 | 2.00 | 9.0 | 1.00 | NaN | 0.75 | 1.00 | 1.00 |\n"
+        ));
+        has("\n- another: not there\n");
+        assert!(
+            !page.contains("Kiln q8"),
+            "nothing of it was measured: {page}"
+        );
+    }
 }

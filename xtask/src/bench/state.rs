@@ -61,18 +61,18 @@ impl State {
             growth: None,
             servers: vec![],
         };
-        let place = place(args);
-        if !args.resume || !place.exists() {
+        let file = file(args);
+        if !args.resume || !file.exists() {
             return Ok(new);
         }
-        let left = fs::read(&place).with_context(|| place.display().to_string())?;
+        let left = fs::read(&file).with_context(|| file.display().to_string())?;
         let left: Self =
-            serde_json::from_slice(&left).with_context(|| place.display().to_string())?;
+            serde_json::from_slice(&left).with_context(|| file.display().to_string())?;
         if (left.build, &left.machine) != (new.build, &new.machine) {
             bail!(
                 "{} is of another build of Kiln ({}) or of another machine ({}): nothing is compared across \
                  these; begin again without --resume",
-                place.display(),
+                file.display(),
                 left.commit,
                 left.machine,
             );
@@ -86,12 +86,12 @@ impl State {
     /// When the file can't be written.
     pub(crate) fn save(&mut self, args: &Args) -> Result<()> {
         self.days.insert(page::today());
-        let place = place(args);
+        let file = file(args);
         // A run may be stopped at any time.
-        let beside = place.with_extension("json.new");
+        let beside = file.with_extension("json.new");
         fs::write(&beside, serde_json::to_vec(self)?)
-            .and_then(|()| fs::rename(&beside, &place))
-            .with_context(|| place.display().to_string())
+            .and_then(|()| fs::rename(&beside, &file))
+            .with_context(|| file.display().to_string())
     }
 
     pub(crate) fn has(&self, at: &Place) -> bool {
@@ -112,7 +112,7 @@ impl State {
     }
 }
 
-fn place(args: &Args) -> PathBuf {
+fn file(args: &Args) -> PathBuf {
     args.work.join("measured.json")
 }
 
